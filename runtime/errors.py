@@ -1,22 +1,22 @@
 """The error tree of arllm, all of it: every error that the package raises on purpose is an ``ArllmError``.
 
-    ArllmError
-    ├── InputError            what a caller passed to route(): also a ValueError
-    │   ├── QueryError          the text or query vector
-    │   ├── BetaError           beta outside [0, 1], or NaN
-    │   ├── PolicyError         a policy that the bundle does not hold
-    │   └── CandidateError      an unknown candidate, or an empty candidate set
-    ├── BundleError           a bundle that can't be trusted or read
-    │   ├── BundleNotFoundError
-    │   ├── BundleIntegrityError  a file missing, extra, changed, linked, or outside the folder
-    │   ├── BundleSchemaError     a manifest that this version can't read
-    │   └── BundleIOMismatchError a graph whose inputs or outputs differ from the manifest
-    ├── VariantError          no such variant, or this machine can't run it as it was measured
-    ├── PoolError             a pool file: names the file and field
-    ├── OutcomesError         an outcomes file: names the file and line
-    ├── RunError              a run folder, or the options of a training run
-    ├── ParityError           an exported variant past its bound against PyTorch
-    └── MissingExtraError     an optional dependency is not installed: also an ImportError
+ArllmError
+├── InputError            what a caller passed to route(): also a ValueError
+│   ├── QueryError          the text or query vector
+│   ├── BetaError           beta outside [0, 1], or NaN
+│   ├── PolicyError         a policy that the bundle does not hold
+│   └── CandidateError      an unknown candidate, or an empty candidate set
+├── BundleError           a bundle that can't be trusted or read
+│   ├── BundleNotFoundError
+│   ├── BundleIntegrityError  a file missing, extra, changed, linked, or outside the folder
+│   ├── BundleSchemaError     a manifest that this version can't read
+│   └── BundleIOMismatchError a graph whose inputs or outputs differ from the manifest
+├── VariantError          no such variant, or this machine can't run it as it was measured
+├── PoolError             a pool file: names the file and field
+├── OutcomesError         an outcomes file: names the file and line
+├── RunError              a run folder, or the options of a training run
+├── ParityError           an exported variant past its bound against PyTorch
+└── MissingExtraError     an optional dependency is not installed: also an ImportError
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ class Pool:
     def with_vectors(self, names: Sequence[str], vectors: NDArray[np.floating[Any]]) -> Pool:
         """The same pool with the rows of ``vectors`` (M, D) as model vectors, row i belonging to names[i]."""
         by_name = {name: tuple(float(v) for v in row) for name, row in zip(names, vectors, strict=True)}
-        return Pool(
-            tuple(Candidate(c.name, c.cost, by_name[c.name], c.metadata) for c in self.candidates), self.unit
-        )
+        return Pool(tuple(Candidate(c.name, c.cost, by_name[c.name], c.metadata) for c in self.candidates), self.unit)
 
     def to_json(self) -> dict[str, Any]:
         rows = []
@@ -122,6 +120,7 @@ def price_cost(record: Mapping[str, Any], where: str) -> float:
 
     Prices are per million tokens; a missing ``expected_input_tokens`` counts as 0.
     """
+
     def number(key: str, default: float | None = None) -> float:
         value = record.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:

@@ -1,0 +1,304 @@
+"""The bundle: manifest dataclasses, and reading and verifying a bundle folder. The format: artifacts/README.md.
+
+Knows nothing about sessions or routing. Nothing is downloaded, exported or repaired here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from arllm.runtime.errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError, PoolError
+from arllm.runtime.pool import Pool, pool_from_json
+from arllm.runtime.tokens import TokenSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+POLICIES = ("nir", "hdp", "hdp-paper")
+DTYPES = ("int64", "float32", "bool")
+SHIPPED = Path(__file__).resolve().parent.parent / "artifacts"  # beside this package, installed or editable
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a graph: symbolic dims are strings."""
+
+    name: str
+    dtype: str
+    dims: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    path: str  # relative to the bundle
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision and provider of the bundle. ``encoder`` is None in a NIR-only bundle."""
+
+    name: str
+    provider: str
+    precision: str
+    instruction_set: str  # "any", or what its integers need to be right
+    encoder: Graph | None
+    nir: Graph | None
+    parity: Mapping[str, Any]  # summary of parity.json
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    producer: Mapping[str, str]
+    source: Mapping[str, Any]
+    domains: tuple[str, ...]
+    embedding_width: int
+    tokens: TokenSpec | None
+    default_policy: str
+    policies: Mapping[str, Mapping[str, Any]]
+    cost_minimum: float
+    cost_maximum: float
+    variants: dict[str, Variant]  # in order of preference for "auto"
+    files: Mapping[str, tuple[str, int]]  # path → (sha256, bytes)
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def query_width(self) -> int:
+        return len(self.domains) + 1 + self.embedding_width
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are the manifest's, and (where verified) whose bytes are too."""
+
+    path: Path
+    manifest: Manifest
+    pool: Pool
+    digest: str  # sha256 of manifest.json: it covers every other file
+
+
+def find_bundle(name: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: a path, or the name of one that ships with arllm (``nano``).
+
+    Raises:
+        BundleNotFoundError: neither exists.
+    """
+    path = Path(name)
+    if (path / MANIFEST).is_file():
+        return path
+    shipped = SHIPPED / path.name
+    if str(name) == path.name and not path.exists() and (shipped / MANIFEST).is_file():
+        return shipped
+    have = sorted(p.parent.name for p in SHIPPED.glob(f"*/{MANIFEST}"))
+    raise BundleNotFoundError(
+        f"{path}: no bundle here (no {MANIFEST}). Make one with `arllm export RUN --out BUNDLE`"
+        + (f", or name one that ships: {', '.join(have)}" if have else "")
+    )
+
+
+def open_bundle(name: str | os.PathLike[str], verify: bool = True) -> Bundle:
+    """Read and check a bundle.
+
+    The set of files is always compared with the manifest's; ``verify`` also compares every sha256.
+
+    Raises:
+        BundleNotFoundError, BundleIntegrityError, BundleSchemaError: each names the file at fault.
+    """
+    root = find_bundle(name)
+    raw_bytes = (root / MANIFEST).read_bytes()
+    manifest = parse_manifest(raw_bytes, str(root / MANIFEST))
+    check_files(root, manifest, verify=verify)
+    try:
+        pool = pool_from_json(json.loads((root / "pool.json").read_bytes()), str(root / "pool.json"))
+        vectors = pool.vectors()
+    except (ValueError, PoolError) as error:
+        raise BundleSchemaError(f"{root / 'pool.json'}: {error}") from None
+    if vectors.shape[1] != len(manifest.domains):
+        raise BundleSchemaError(
+            f"{root / 'pool.json'}: model vectors have {vectors.shape[1]} entries, "
+            f"the manifest names {len(manifest.domains)} domains"
+        )
+    return Bundle(root, manifest, pool, hashlib.sha256(raw_bytes).hexdigest())
+
+
+def check_files(root: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Compare the folder with ``manifest.files``: nothing missing, nothing extra, no links, sizes and hashes."""
+    found: set[str] = set()
+    for folder, subfolders, names in os.walk(root):
+        for entry in (*subfolders, *names):
+            full = Path(folder) / entry
+            mode = full.lstat().st_mode
+            if stat.S_ISLNK(mode) or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise BundleIntegrityError(f"{full}: a bundle holds plain files only, no links or devices")
+        found.update((Path(folder) / entry).relative_to(root).as_posix() for entry in names)
+    found.discard(MANIFEST)
+    for path in sorted(found - set(manifest.files)):
+        raise BundleIntegrityError(f"{root / path}: not listed in {MANIFEST}; a bundle is immutable")
+    for path, (sha256, size) in manifest.files.items():
+        full = root / path
+        if path not in found:
+            raise BundleIntegrityError(f"{full}: listed in {MANIFEST}, but missing")
+        actual = full.stat().st_size
+        if actual != size:
+            raise BundleIntegrityError(f"{full}: {actual} bytes, {MANIFEST} says {size}")
+        if verify and sha256_of(full) != sha256:
+            raise BundleIntegrityError(f"{full}: its sha256 differs from the manifest's: the file was changed")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Reader:
+    """Typed access to parsed JSON; every failure names the manifest and the field."""
+
+    def __init__(self, data: Any, where: str, field_path: str = "") -> None:
+        self.where, self.path = where, field_path
+        if not isinstance(data, dict):
+            raise self.error("", f"expected an object, found {type(data).__name__}")
+        self.data: dict[str, Any] = data
+
+    def error(self, key: str, message: str) -> BundleSchemaError:
+        name = f"{self.path}.{key}".strip(".") or "top level"
+        return BundleSchemaError(f"{self.where}: {name}: {message}")
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        value = self.data.get(key, default)
+        if value is ...:
+            raise self.error(key, "missing")
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
+            if value is None and default is None:
+                return None
+            raise self.error(key, f"unexpected {type(value).__name__}")
+        return value
+
+    def child(self, key: str) -> _Reader:
+        return _Reader(self.get(key, dict), self.where, f"{self.path}.{key}".strip("."))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Parse manifest.json.
+
+    Raises:
+        BundleSchemaError: names the field; a newer schema version says to upgrade arllm.
+    """
+    try:
+        top = _Reader(json.loads(data), where)
+    except ValueError as error:  # UnicodeDecodeError included
+        raise BundleSchemaError(f"{where}: not valid JSON: {error}") from None
+    version = top.get("schema_version", int)
+    if version > SCHEMA_VERSION:
+        raise BundleSchemaError(
+            f"{where}: schema version {version} is newer than {SCHEMA_VERSION}: pip install --upgrade arllm"
+        )
+    if version < 1:
+        raise BundleSchemaError(f"{where}: schema_version: {version} does not exist")
+    query = top.child("query")
+    domains = tuple(query.get("domains", list))
+    if not domains or not all(isinstance(d, str) for d in domains) or len(set(domains)) != len(domains):
+        raise query.error("domains", "expected distinct names, at least one")
+    embedding_width = query.get("embedding_width", int)
+    if embedding_width < 0:
+        raise query.error("embedding_width", "must not be negative")
+    tokens = top.get("tokens", dict, None)
+    cost = top.child("cost")
+    policies = top.get("policies", dict)
+    for policy, parameters in policies.items():
+        if policy not in POLICIES:
+            raise top.error("policies", f"unknown policy {policy!r}")
+        if not isinstance(parameters, dict):
+            raise top.error(f"policies.{policy}", "expected an object")
+    default_policy = top.get("default_policy", str)
+    if default_policy not in policies:
+        raise top.error("default_policy", f"{default_policy!r} is not among the policies {sorted(policies)}")
+    variants = {}
+    for i, entry in enumerate(top.get("variants", list)):
+        variant = _variant(_Reader(entry, where, f"variants[{i}]"))
+        variants[variant.name] = variant
+    if not variants:
+        raise top.error("variants", "the bundle has none")
+    manifest = Manifest(
+        name=top.get("name", str),
+        producer=top.get("producer", dict),
+        source=top.get("source", dict),
+        domains=domains,
+        embedding_width=embedding_width,
+        tokens=None if tokens is None else TokenSpec.from_json(tokens),
+        default_policy=default_policy,
+        policies=policies,
+        cost_minimum=float(cost.get("minimum", (int, float))),
+        cost_maximum=float(cost.get("maximum", (int, float))),
+        variants=variants,
+        files=_files(top.child("files")),
+        raw=top.data,
+    )
+    _check_references(manifest, top)
+    return manifest
+
+
+def _files(files: _Reader) -> dict[str, tuple[str, int]]:
+    listed = {}
+    for path in files.data:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or str(pure) != path:
+            raise BundleIntegrityError(f"{files.where}: files: {path!r} does not stay inside the bundle")
+        entry = files.child(path)
+        listed[path] = (entry.get("sha256", str), entry.get("bytes", int))
+    return listed
+
+
+def _check_references(manifest: Manifest, top: _Reader) -> None:
+    graphs = [g for v in manifest.variants.values() for g in (v.encoder, v.nir) if g is not None]
+    needed = {"pool.json", *(graph.path for graph in graphs)}
+    if manifest.tokens is not None:
+        needed.add("tokenizer.json")
+    for path in sorted(needed - set(manifest.files)):
+        raise top.error("files", f"{path} is used, but not listed")
+    for variant in manifest.variants.values():
+        if (variant.encoder is None) != (manifest.tokens is None):
+            raise top.error("tokens", f"variant {variant.name} and tokens disagree about having an encoder")
+        if "nir" in manifest.policies and variant.nir is None:
+            raise top.error("variants", f"policy nir is declared, but variant {variant.name} has no nir graph")
+
+
+def _variant(entry: _Reader) -> Variant:
+    graphs = entry.child("graphs")
+    unknown = set(graphs.data) - {"encoder", "nir"}
+    if unknown:
+        raise graphs.error(sorted(unknown)[0], "unknown graph")
+    return Variant(
+        name=entry.get("name", str),
+        provider=entry.get("provider", str),
+        precision=entry.get("precision", str),
+        instruction_set=entry.get("instruction_set", str),
+        encoder=_graph(graphs.child("encoder")) if "encoder" in graphs.data else None,
+        nir=_graph(graphs.child("nir")) if "nir" in graphs.data else None,
+        parity=entry.get("parity", dict),
+    )
+
+
+def _graph(graph: _Reader) -> Graph:
+    return Graph(graph.get("path", str), _tensors(graph, "inputs"), _tensors(graph, "outputs"))
+
+
+def _tensors(graph: _Reader, key: str) -> tuple[Tensor, ...]:
+    tensors = []
+    for i, item in enumerate(graph.get(key, list)):
+        entry = _Reader(item, graph.where, f"{graph.path}.{key}[{i}]")
+        dtype = entry.get("dtype", str)
+        if dtype not in DTYPES:
+            raise entry.error("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
+        tensors.append(Tensor(entry.get("name", str), dtype, tuple(entry.get("dims", list))))
+    return tuple(tensors)

@@ -1,0 +1,81 @@
+"""Query vectors × model vectors → predicted quality: HDP by formula, NIR by its graph.
+
+Knows nothing about cost, beta or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arllm.runtime.errors import BundleSchemaError
+from arllm.runtime.session import Session
+
+Array = NDArray[np.float32]
+
+
+class Quality(Protocol):
+    """A policy's prediction of P(correct)."""
+
+    def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.floating[Any]]:
+        """(B, Q) and (M, D) → (B, M), in [0, 1]."""
+        ...
+
+
+def ability(query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
+    """``sum_d p_d * a_{m,d}``: expected accuracy of each candidate over the query's domains, (B, M) float64."""
+    domains = model_vectors.shape[1]
+    return query_vectors[:, :domains].astype(np.float64) @ model_vectors.T.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class HdpPaper:
+    """HDP exactly as published: ``clip((ability - difficulty + 1) / 2, 0, 1)``.
+
+    Difficulty is the same for every candidate of a query and the clip does not bind, so it moves no decision:
+    this policy is the published baseline, kept for comparison. Source: AR-LLM.
+    """
+
+    def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
+        difficulty = query_vectors[:, model_vectors.shape[1], None].astype(np.float64)
+        return np.clip((ability(query_vectors, model_vectors) - difficulty + 1.0) / 2.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Hdp:
+    """HDP in which difficulty matters: ``sigmoid(slope * ability - weight * difficulty + bias)``.
+
+    With slope > 0 the ranking by ability stays, so at beta 0 the choice is that of ``hdp-paper``. On easy
+    queries the sigmoid saturates, candidates come closer, and for beta between 0 and 1 the cheap ones win.
+    The three parameters are fitted by :mod:`arllm.train.hdp`.
+    """
+
+    slope: float
+    weight: float
+    bias: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Hdp:
+        try:
+            return cls(float(data["slope"]), float(data["weight"]), float(data["bias"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleSchemaError(f"policies.hdp: slope, weight and bias must be numbers ({error!r})") from None
+
+    def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
+        difficulty = query_vectors[:, model_vectors.shape[1], None].astype(np.float64)
+        logit = self.slope * ability(query_vectors, model_vectors) - self.weight * difficulty + self.bias
+        return 1.0 / (1.0 + np.exp(-logit))
+
+
+class Nir:
+    """The Neural Interaction Router's graph: every (query, candidate) pair in one call."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def predict(self, query_vectors: Array, model_vectors: Array) -> Array:
+        return self._session.run("quality", {"query_vectors": query_vectors, "model_vectors": model_vectors})

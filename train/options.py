@@ -1,0 +1,76 @@
+"""The options of a training run: one plain dataclass, stored in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from arllm.runtime.errors import RunError
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What ``arllm train`` can be told. The defaults are those of ``nano``; :meth:`for_backbone` adapts them."""
+
+    backbone: str = "nano"
+    layers: int | None = None  # the first N layers of the backbone; None = all
+    vocab_size: int = 16_000  # nano's own tokenizer
+    domains: str = "auto"  # auto, dataset, subset, or a mapping file
+    min_domain_queries: int = 30
+    embedding_width: int = 32
+    max_tokens: int = 256
+    nir: str = "interaction"
+    epochs: int = 4
+    batch_size: int = 32
+    lr: float = 5e-4  # of the heads and NIR, and of a backbone built from scratch
+    backbone_lr: float | None = None  # None: lr from scratch, lr / 10 for pretrained layers
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of all steps
+    clip: float = 1.0
+    dropout: float = 0.1
+    token_dropout: float = 0.0  # share of tokens hidden from attention and pooling, in training only
+    domain_weight: float = 0.3
+    difficulty_weight: float = 0.3
+    evaluations_per_epoch: int = 2
+    patience: int = 3  # evaluations without improvement before the run stops
+    checkpoint_steps: int = 100
+    max_queries: int | None = None  # train on the first N of the seeded order; None = all
+    precision: str = "fp32"  # or bf16: autocast on CPU and CUDA
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, message: str) -> None:
+            if not ok:
+                raise RunError(message)
+
+        need(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        need(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
+        need(self.max_tokens >= 8, f"max tokens must be at least 8, not {self.max_tokens}")
+        need(self.embedding_width >= 0, f"embedding width must not be negative: {self.embedding_width}")
+        need(self.precision in ("fp32", "bf16"), f"precision must be fp32 or bf16, not {self.precision!r}")
+        need(0 <= self.token_dropout < 1, f"token dropout must lie in [0, 1), not {self.token_dropout}")
+        need(self.max_queries is None or self.max_queries >= 1, "max queries must be at least 1")
+        need(self.evaluations_per_epoch >= 1, "evaluations per epoch must be at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrainOptions:
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise RunError(f"unknown training option {unknown[0]!r}: the run comes from another version of arllm")
+        return cls(**data)
+
+    def with_changes(self, **changes: Any) -> TrainOptions:
+        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+    @classmethod
+    def for_backbone(cls, backbone: str) -> TrainOptions:
+        """The defaults for a backbone: pretrained layers move slowly and need fewer epochs."""
+        if backbone == "nano":
+            return cls()
+        return cls(backbone=backbone, epochs=2, batch_size=16, max_tokens=128, dropout=0.1, precision="bf16")
