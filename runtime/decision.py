@@ -41,10 +41,10 @@ def normalize_costs(costs: Floats, minimum: float, maximum: float) -> NDArray[np
     candidates. A cost outside the bounds (an overridden price) extrapolates.
     """
     span = maximum - minimum
-    costs = np.asarray(costs, dtype=np.float64)
+    values = np.asarray(costs, dtype=np.float64)
     if span <= 0 or not math.isfinite(span):
-        return np.zeros_like(costs)
-    scaled: NDArray[np.float64] = (costs - minimum) / span
+        return np.zeros_like(values)
+    scaled: NDArray[np.float64] = (values - minimum) / span
     return scaled
 
 
@@ -77,4 +77,5 @@ def choose(utilities: Floats, mask: NDArray[np.bool_] | None = None) -> NDArray[
     """Index of the highest utility in each row, (…, M) → (…,). The first maximum wins: lower cost, then name."""
     if mask is not None:
         utilities = np.where(mask, utilities, -np.inf)
-    return np.argmax(utilities, axis=-1)
+    index: NDArray[np.intp] = np.argmax(utilities, axis=-1)
+    return index

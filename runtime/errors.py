@@ -85,7 +85,11 @@ class RunError(ArllmError):
     """A run folder is unusable, or a training option contradicts it."""
 
 
-class ParityError(ArllmError):
+class ExportError(ArllmError):
+    """A bundle can't be built from what was given."""
+
+
+class ParityError(ExportError):
     """An exported variant differs from PyTorch by more than its bound."""
 
 

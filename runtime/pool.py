@@ -116,7 +116,7 @@ class Pool:
 
 
 def price_cost(record: Mapping[str, Any], where: str) -> float:
-    """Cost of a query from prices: (input_price * expected_input_tokens + output_price * expected_output_tokens) / 1e6.
+    """Cost of a query: (input_price * expected_input_tokens + output_price * expected_output_tokens) / 1e6.
 
     Prices are per million tokens; a missing ``expected_input_tokens`` counts as 0.
     """

@@ -258,6 +258,24 @@ class Router:
         """:meth:`route` in a worker thread, for an event loop that must not wait."""
         return await asyncio.to_thread(self.route, text, beta, policy, candidates)
 
+    def tokenize(self, text: str) -> tuple[NDArray[np.int64], Truncation]:
+        """The token ids of a text, (L,) int64, and what was cut."""
+        return self._require_encoder().tokenize(text)
+
+    def encode(self, text: str) -> tuple[NDArray[np.float32], Truncation]:
+        """The query vector of a text, (Q,) float32, and what was cut."""
+        encoder = self._require_encoder()
+        ids, truncation = encoder.tokenize(text)
+        return encoder.encode(ids)[0], truncation
+
+    def predict(self, query_vectors: NDArray[np.float32], policy: str | None = None) -> NDArray[np.floating[Any]]:
+        """Predicted quality of every candidate of the pool: (B, Q) float32 → (B, M) in [0, 1]."""
+        return self.quality_of(policy).predict(query_vectors, self._vectors)
+
+    def quality_of(self, policy: str | None = None) -> Quality:
+        """The policy's predictor, for model vectors other than the pool's."""
+        return self._policy(policy)[0]
+
     def warmup(self, lengths: Sequence[int] = (8, 64, 256)) -> None:
         """Route texts of about these many tokens, so that the first real query pays for no allocation."""
         if self._encoder is None:
@@ -265,6 +283,11 @@ class Router:
             return
         for length in lengths:
             self.route("warm up " * max(1, length // 2))
+
+    @property
+    def normalized_costs(self) -> NDArray[np.float64]:
+        """(M,) float64, in the pool's order, on the bundle's scale."""
+        return self._normalized
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -99,6 +99,11 @@ class Session:
         result: NDArray[np.float32] = self._session.run((output,), inputs)[0]
         return result
 
+    def run_many(self, outputs: tuple[str, ...], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Several named outputs of the graph, in the order asked for."""
+        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs)
+        return results
+
 
 def _check_io(path: Path, what: str, declared: tuple[Any, ...], live: list[Any]) -> None:
     want = {t.name: (ONNX_TYPES[t.dtype], len(t.dims), [d for d in t.dims if isinstance(d, int)]) for t in declared}

@@ -143,6 +143,11 @@ def _rope_arguments(config_class: type, spec: GemmaSpec, scaled: dict[str, Any] 
     }
 
 
+def token_table(model: nn.Module) -> nn.Parameter:
+    """The (vocabulary, width) token embeddings of a Gemma3TextModel."""
+    return model.get_parameter("embed_tokens.weight")
+
+
 def init_token_table(model: nn.Module, ids: Sequence[NDArray[np.int64]], seed: int) -> None:
     """Start a scratch token table from latent semantic analysis of the training queries instead of noise.
 
@@ -154,7 +159,7 @@ def init_token_table(model: nn.Module, ids: Sequence[NDArray[np.int64]], seed: i
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfTransformer
 
-    table = model.get_input_embeddings().weight
+    table = token_table(model)
     vocabulary, width = table.shape
     rows = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
     counts = csr_matrix((np.ones(len(rows), np.float32), (rows, np.concatenate(ids))), (len(ids), vocabulary))

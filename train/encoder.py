@@ -81,14 +81,17 @@ class QueryEncoder(nn.Module):
         summed: Tensor = (hidden.to(torch.float32) * weight).sum(dim=1)
         return summed / weight.sum(dim=1).clamp(min=1.0)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
-        pooled = self.dropout(self.pool(input_ids, attention_mask))
+    def heads(self, pooled: Tensor) -> Encoded:
+        """The heads on pooled vectors (B, width)."""
         domain_logits = self.domain_head(pooled)
         difficulty_logit = self.difficulty_head(pooled)
         parts = [domain_logits.softmax(dim=-1), difficulty_logit.sigmoid()]
         if self.embedding_head is not None:
             parts.append(self.embedding_head(pooled))
         return Encoded(torch.cat(parts, dim=-1), domain_logits, difficulty_logit.squeeze(-1))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        return self.heads(self.dropout(self.pool(input_ids, attention_mask)))
 
 
 def pad_batch(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:

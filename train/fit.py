@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arllm.runtime.errors import RunError
+from arllm.train.backbones import token_table
 from arllm.train.encoder import QueryEncoder, pad_batch
 from arllm.train.nir import Nir
 from arllm.train.options import TrainOptions
@@ -165,7 +166,7 @@ def fit(
         if not bool(torch.isfinite(loss)):
             raise RunError(f"the loss is {loss.item()} at step {step}: lower --lr, or use --precision fp32")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], options.clip)
         optimizer.step()
         history.step = step + 1
@@ -245,7 +246,7 @@ def _autocast(device: torch.device, precision: str) -> Any:
 def _optimizer(net: RouterNet, options: TrainOptions, pretrained: bool) -> torch.optim.AdamW:
     """AdamW with a slower rate for pretrained layers; vectors (norms, biases) and token tables don't decay."""
     if pretrained:  # two thirds of the weights, each touched by few queries: what was pretrained stays
-        net.encoder.backbone.get_input_embeddings().weight.requires_grad_(False)
+        token_table(net.encoder.backbone).requires_grad_(False)
     slow = options.lr / 10 if pretrained else options.lr
     backbone_lr = options.backbone_lr if options.backbone_lr is not None else slow
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

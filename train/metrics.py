@@ -57,7 +57,8 @@ def _mean(correct: Floats) -> NDArray[np.float64]:
     seen = ~np.isnan(correct)
     total = np.where(seen, correct, 0.0).sum(axis=0, dtype=np.float64)
     count = seen.sum(axis=0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    means: NDArray[np.float64] = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return means
 
 
 def brier(correct: Floats, predicted: Floats) -> float:

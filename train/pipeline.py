@@ -118,6 +118,8 @@ def train(
             "splits": dict(Counter(outcomes.splits)),
             "training_queries": len(train_rows),
             "seed": options.seed,
+            # the generator marks its candidates, so that its outcomes can't pass for real ones further down
+            "synthetic": any(c.metadata.get("synthetic") for c in pool.candidates),
             **(notes or {}),
         },
         metrics=metrics,

@@ -1,0 +1,417 @@
+"""The command line of arllm: click commands, nothing else. The heavy halves are imported inside the commands.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from arllm.runtime import tables
+from arllm.runtime.errors import ArllmError, InputError, MissingExtraError
+
+
+class _Group(click.Group):
+    """Turns arllm's errors into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ArllmError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, InputError) else 1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="arllm", prog_name="arllm")
+def main() -> None:
+    """Learn which model answers which query, and route in milliseconds.
+
+    \b
+    arllm train OUTCOMES --pool POOL --out RUN    learn from a table of outcomes
+    arllm export RUN --out BUNDLE                 verify against PyTorch, pack for the runtime
+    arllm route BUNDLE "a query"                  decide
+    """
+
+
+@main.command()
+@click.argument("outcomes", type=click.Path(exists=True))
+@click.option(
+    "--labels", type=click.Path(exists=True), help="The wide labels file, where OUTCOMES is a queries file."
+)
+@click.option("--pool", required=True, type=click.Path(exists=True), help="pool.json, a CSV, or models_info.json.")
+@click.option("--pool-where", multiple=True, metavar="COLUMN=VALUE", help="Use only these rows of a pool CSV.")
+@click.option("--cost-column", help="The cost column of a pool CSV, if it isn't `cost`.")
+@click.option("--unit", help="The unit of the costs.")
+@click.option("--out", required=True, type=click.Path(), help="The run folder to make.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run, with the same options.")
+@click.option("--ignore-unknown", is_flag=True, help="Leave out outcomes of models that the pool doesn't hold.")
+@click.option("--backbone", default="nano", show_default=True, help="nano, gemma3-270m, a local folder or a hub id.")
+@click.option("--layers", type=int, help="Keep the first N layers of the backbone.")
+@click.option("--domains", help="auto, dataset, subset, or a mapping file.  [default: auto]")
+@click.option("--nir", type=click.Choice(["interaction", "ncf"]), help="NIR's shape.  [default: interaction]")
+@click.option("--embedding-width", type=int, help="Learned part of the query vector; 0 = none.  [default: 32]")
+@click.option("--vocab-size", type=int, help="Of nano's own tokenizer.  [default: 16000]")
+@click.option("--max-tokens", type=int, help="Tokens read of a query.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--lr", type=float, help="Of the heads, NIR and a backbone from scratch.")
+@click.option("--backbone-lr", type=float, help="Of pretrained layers.  [default: a tenth of --lr]")
+@click.option("--dropout", type=float)
+@click.option("--token-dropout", type=float)
+@click.option("--patience", type=int, help="Evaluations without improvement before stopping.")
+@click.option("--checkpoint-steps", type=int, help="Steps between checkpoints.")
+@click.option("--max-queries", type=int, help="Train on N queries only.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]))
+@click.option("--threads", type=int, help="PyTorch's threads.")
+@click.option("--seed", type=int)
+@click.option("--note", help="A remark for the model card.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+def train(
+    outcomes: str,
+    labels: str | None,
+    pool: str,
+    pool_where: tuple[str, ...],
+    cost_column: str | None,
+    unit: str | None,
+    out: str,
+    resume: bool,
+    ignore_unknown: bool,
+    backbone: str,
+    note: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a query encoder and NIR on OUTCOMES, fit HDP, and write a run folder.
+
+    OUTCOMES is a folder with queries.jsonl[.gz] and labels.csv[.gz], or a long .jsonl, .csv or .parquet file
+    with the columns query, model, dataset, correct.
+
+    \b
+    Examples:
+      arllm train outcomes/ --pool pool.json --out runs/first
+      arllm train long.jsonl --pool prices.csv --cost-column usd --backbone gemma3-270m --layers 6 --out runs/g6
+      arllm train outcomes/ --pool pool.json --out runs/first --resume
+    """
+    with _extra("train", "arllm train"):
+        from arllm.train.options import TrainOptions
+        from arllm.train.outcomes import read_outcomes
+        from arllm.train.pipeline import train as run_training
+        from arllm.train.pools import read_pool
+    conditions = dict(_pair(item) for item in pool_where)
+    candidates = read_pool(pool, cost_column=cost_column, where=conditions or None, unit=unit)
+    table = read_outcomes(outcomes, labels, candidates=candidates.names, ignore_unknown=ignore_unknown)
+    chosen = TrainOptions.for_backbone(backbone).with_changes(**options)
+    run = run_training(
+        table, candidates, chosen, out, resume=resume, notes={"notes": note} if note else None, progress=_progress
+    )
+    _progress(f"wrote {out}; next: arllm export {out} --out BUNDLE")
+    if as_json:
+        click.echo(json.dumps(run.metrics))
+        return
+    click.echo(f"Validation AUC of P(correct), {run.metrics['queries']} queries:")
+    base = run.metrics["auc_mean_per_subset"]
+    rows = [(name, tables.number(area), tables.number(base[name])) for name, area in run.metrics["auc"].items()]
+    rows.append(
+        ("mean", tables.number(run.metrics["auc_mean"]), tables.number(run.metrics["auc_mean_per_subset_mean"]))
+    )
+    click.echo(tables.table(("candidate", "NIR", "mean per true subset"), rows))
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(exists=True))
+@click.option("--out", required=True, type=click.Path(), help="The bundle folder to make.")
+@click.option("--name", help="The bundle's name.  [default: that of the folder]")
+@click.option("--variant", "variants", multiple=True, help="cpu-int8 or cpu-fp32; repeatable.  [default: both]")
+@click.option("--verify-queries", default=2000, show_default=True, help="Held-out queries to verify on.")
+@click.option("--nir-checkpoint", type=click.Path(exists=True), help="A published NIR state dict, in place of RUN.")
+@click.option("--domains", help="With --nir-checkpoint: its domains, comma-separated, in the order of its training.")
+@click.option("--pool", type=click.Path(exists=True), help="With --nir-checkpoint: models_info.json or pool.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
+def export(
+    run: str | None,
+    out: str,
+    name: str | None,
+    variants: tuple[str, ...],
+    verify_queries: int,
+    nir_checkpoint: str | None,
+    domains: str | None,
+    pool: str | None,
+    as_json: bool,
+) -> None:
+    """Export RUN as a bundle, verified against PyTorch; a variant past its bound is refused.
+
+    \b
+    Examples:
+      arllm export runs/first --out bundles/first
+      arllm export runs/first --out bundles/small --variant cpu-int8
+      arllm export --nir-checkpoint nir.pth --domains bbh,math,gpqa --pool models_info.json --out bundles/published
+    """
+    if (run is None) == (nir_checkpoint is None):
+        raise click.UsageError("give either RUN or --nir-checkpoint")
+    if nir_checkpoint is not None and not (domains and pool):
+        raise click.UsageError("--nir-checkpoint needs --domains and --pool")
+    if run is not None and (domains or pool):
+        raise click.UsageError("--domains and --pool go with --nir-checkpoint; a run brings its own")
+    with _extra("export", "arllm export"):
+        from arllm.export.bundle import VARIANTS, export_run
+        from arllm.export.published import export_checkpoint
+        from arllm.train.pools import read_pool
+        from arllm.train.rundir import read_run
+    if nir_checkpoint is not None and domains and pool:
+        report = export_checkpoint(nir_checkpoint, domains.split(","), read_pool(pool), out, progress=_progress)
+    else:
+        report = export_run(
+            read_run(str(run)),
+            out,
+            name=name,
+            variants=variants or tuple(VARIANTS),
+            verify_queries=verify_queries,
+            progress=_progress,
+        )
+    _progress(f'wrote {out}; next: arllm route {out} "a query"')
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    rows = []
+    for variant, figures in report.items():
+        nir = figures["policies"]["nir"]
+        cosine = figures.get("pooled_centred_cosine", {}).get("mean")
+        rows.append(
+            (
+                variant,
+                f"{nir['quality_max_difference']:.1e}",
+                f"{nir['mean_regret']:.1e}",
+                f"{nir['agreement']:.4f}",
+                str(nir["distinct_choices"]),
+                tables.number(cosine),
+            )
+        )
+    click.echo(tables.table(("variant", "quality diff", "regret", "agreement", "distinct", "centred cosine"), rows))
+
+
+@main.command()
+@click.argument("bundle")
+@click.argument("texts", nargs=-1, metavar="[TEXT…|-]")
+@click.option(
+    "--beta", "betas", multiple=True, type=float, help="0 = quality alone, 1 = cost alone; repeatable. [0.5]"
+)
+@click.option("--policy", help="nir, hdp or hdp-paper.  [default: the bundle's]")
+@click.option("--candidates", help="Choose among these names only, comma-separated.")
+@click.option("--variant", default="auto", show_default=True)
+@click.option("--threads", type=int, help="Threads of one inference.  [default: 1]")
+@click.option("--pool", type=click.Path(exists=True), help="A pool.json with other costs.")
+@click.option("--jsonl", is_flag=True, help="stdin holds JSON objects: query, optionally beta, policy, candidates.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a decision.")
+@click.option("--explain", is_flag=True, help="A table of all candidates for each decision.")
+@click.option("--table", is_flag=True, help="One table: queries down, betas across.")
+def route(
+    bundle: str,
+    texts: tuple[str, ...],
+    betas: tuple[float, ...],
+    policy: str | None,
+    candidates: str | None,
+    variant: str,
+    threads: int | None,
+    pool: str | None,
+    jsonl: bool,
+    as_json: bool,
+    explain: bool,
+    table: bool,
+) -> None:
+    """Route each TEXT, or each line of stdin, with BUNDLE (a folder, or a bundle that ships: nano).
+
+    Prints the chosen model, one line a query; with several betas, the beta before it.
+
+    \b
+    Examples:
+      arllm route nano "What is 17 * 23?"
+      arllm route nano --beta 0 --beta 0.3 --table "easy" "hard"
+      arllm route nano --explain "What is 17 * 23?"
+      cat queries.txt | arllm route nano - --json
+      cat requests.jsonl | arllm route nano - --jsonl --json
+    """
+    from arllm.runtime.router import Router
+
+    allowed = None if candidates is None else [name for name in candidates.split(",") if name]
+    router = Router.load(bundle, variant=variant, threads=threads, pool=pool)
+    grid: dict[str, list[str]] = {}
+    for request in _requests(texts, jsonl):
+        wanted = [request["beta"]] if "beta" in request else list(betas or (0.5,))
+        for beta in wanted:
+            try:
+                decision = router.route(
+                    request["query"], beta, request.get("policy", policy), request.get("candidates", allowed)
+                )
+            except InputError as error:
+                raise type(error)(f"{request['where']}: {error}") from None
+            if table:
+                grid.setdefault(request["query"], []).append(decision.model)
+            elif as_json:
+                passed_on = {"id": request["id"]} if "id" in request else {}
+                click.echo(json.dumps({**passed_on, "query": request["query"], **decision.to_dict()}))
+            elif explain:
+                click.echo(tables.explain(request["query"], decision))
+            else:
+                click.echo(f"{beta:g}\t{decision.model}" if len(wanted) > 1 else decision.model)
+    if table:
+        header = ("query", *(f"beta {beta:g}" for beta in betas or (0.5,)))
+        click.echo(tables.table(header, [(tables.short(query), *models) for query, models in grid.items()]))
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def inspect(bundle: str, as_json: bool) -> None:
+    """Verify BUNDLE's files and show what it holds.
+
+    \b
+    Examples:
+      arllm inspect nano
+      arllm inspect bundles/first --json
+    """
+    from arllm.runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    if as_json:
+        click.echo(json.dumps({**manifest.raw, "path": str(opened.path), "digest": opened.digest}))
+        return
+    backbone = manifest.source.get("backbone", {})
+    tokens = manifest.tokens
+    facts = [
+        ("bundle", f"{manifest.name}, sha256 {opened.digest[:16]}…, every file verified"),
+        ("path", str(opened.path)),
+        (
+            "backbone",
+            f"{backbone['name']}, {backbone['license']}" if backbone else "none: routes given query vectors",
+        ),
+        ("queries", "–" if tokens is None else f"up to {tokens.max_tokens} tokens, head and tail of longer ones"),
+        ("query vector", f"{len(manifest.domains)} domains, difficulty, embedding of {manifest.embedding_width}"),
+        ("policies", ", ".join(manifest.policies)),
+        ("candidates", f"{len(opened.pool)}, cost in {opened.pool.unit}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
+    ]
+    if manifest.source.get("synthetic"):
+        facts.insert(1, ("data", "SYNTHETIC: no quality claim rests on it"))
+    for name, value in facts:
+        click.echo(f"{name:<13} {value}")
+    click.echo()
+    click.echo(
+        tables.table(
+            ("variant", "provider", "runs on", "quality diff", "regret", "agreement"),
+            [
+                (v.name, v.provider, v.instruction_set, *(tables.small(v.parity.get(k)) for k in _PARITY_KEYS))
+                for v in manifest.variants.values()
+            ],
+        )
+    )
+    click.echo()
+    click.echo(tables.table(("candidate", "cost"), [(c.name, f"{c.cost:g}") for c in opened.pool.candidates]))
+
+
+@main.command()
+@click.argument("bundle", required=False)
+@click.option("--json", "as_json", is_flag=True)
+def doctor(bundle: str | None, as_json: bool) -> None:
+    """Report on this host, and prove that BUNDLE decides here as it did where it was exported.
+
+    \b
+    Examples:
+      arllm doctor
+      arllm doctor nano
+    """
+    from arllm.runtime.doctor import examine
+
+    report, healthy = examine(bundle)
+    if as_json:
+        click.echo(json.dumps({**report, "healthy": healthy}))
+    else:
+        for name, value in report.items():
+            if name != "variants":
+                click.echo(f"{name:<16} {value}")
+        for name, verdict in report.get("variants", {}).items():
+            click.echo(f"{name:<16} {verdict['verdict']}")
+            for problem in verdict.get("problems", [])[:10]:
+                click.echo(f"{'':<16} {problem}")
+    if not healthy:
+        raise click.exceptions.Exit(1)
+
+
+@main.group()
+def data() -> None:
+    """Make or convert outcomes."""
+
+
+@data.command()
+@click.argument("out", type=click.Path())
+@click.option("--queries", default=2400, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def synthesize(out: str, queries: int, seed: int) -> None:
+    """Write SYNTHETIC outcomes of simulated candidates into the folder OUT, for trying the pipeline.
+
+    \b
+    Example:
+      arllm data synthesize out/outcomes --queries 2400
+    """
+    with _extra("eval", "arllm data"):
+        from arllm.train.synthetic import write
+    write(out, queries, seed)
+    _progress(f"wrote {queries} SYNTHETIC queries to {out}: no quality claim may rest on them")
+
+
+_PARITY_KEYS = ("quality_max_difference", "mean_regret", "agreement")
+
+
+def _requests(texts: Sequence[str], jsonl: bool) -> Iterator[dict[str, Any]]:
+    """Queries from the arguments, or from stdin where there are none or only ``-``."""
+    if texts and tuple(texts) != ("-",):
+        if jsonl:
+            raise click.UsageError("--jsonl reads stdin: give - in place of texts")
+        for i, text in enumerate(texts, 1):
+            yield {"query": text, "where": f"text {i}"}
+        return
+    if not texts and sys.stdin.isatty():
+        raise click.UsageError("give a TEXT, or - to read one query a line from stdin")
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        line, where = raw.decode("utf-8", errors="replace"), f"stdin:{number}"
+        if not jsonl:
+            yield {"query": line.rstrip("\r\n"), "where": where}
+            continue
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not valid JSON: {error}") from None
+        if not isinstance(request, dict) or not isinstance(request.get("query"), str):
+            raise InputError(f'{where}: expected an object with a string "query"')
+        yield {**request, "where": where}
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, found, value = item.partition("=")
+    if not found:
+        raise click.UsageError(f"--pool-where takes COLUMN=VALUE, not {item!r}")
+    return name, value
+
+
+def _progress(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@contextmanager
+def _extra(extra: str, purpose: str) -> Iterator[None]:
+    """Name the extra that brings a module which is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if isinstance(error, ArllmError):
+            raise
+        raise MissingExtraError(str(error.name), extra, purpose) from None

@@ -1,0 +1,247 @@
+"""Building a bundle: stage the graphs, verify them, write manifest and model card, publish by one rename."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from arllm.export import conformance, graphs, parity, quantize
+from arllm.export.card import model_card
+from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, sha256_of
+from arllm.runtime.errors import ExportError
+from arllm.runtime.pool import Pool
+from arllm.runtime.router import Router
+from arllm.runtime.tokens import TokenSpec
+from arllm.train.rundir import Run, versions, write_json
+
+Progress = Callable[[str], None]
+VARIANTS = {"cpu-int8": "int8", "cpu-fp32": "fp32"}  # in order of preference for "auto"
+PRODUCERS = ("arllm", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
+ONNX_DTYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.BOOL: "bool"}
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What a bundle says of itself beside its graphs."""
+
+    name: str
+    source: Mapping[str, Any]
+    domains: tuple[str, ...]
+    embedding_width: int
+    tokens: TokenSpec | None
+    policies: Mapping[str, Mapping[str, Any]]
+    pool: Pool
+    metrics: Mapping[str, Any]
+
+
+def export_run(
+    run: Run,
+    out: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    variants: Sequence[str] = tuple(VARIANTS),
+    verify_queries: int = 2000,
+    progress: Progress = lambda message: print(message, file=sys.stderr),
+) -> dict[str, Any]:
+    """Export a run as a bundle folder ``out`` and return its parity report.
+
+    Every variant is verified against PyTorch on up to ``verify_queries`` held-out queries and on texts of many
+    lengths before the bundle appears under its name; on any failure nothing is left behind.
+
+    Raises:
+        ParityError: a variant is past its bound.
+        ExportError: ``out`` exists, or the variant is unknown.
+    """
+    out = Path(out)
+    unknown = [v for v in variants if v not in VARIANTS]
+    if unknown or not variants:
+        raise ExportError(f"unknown variant {unknown[:1]}: choose among {', '.join(VARIANTS)}")
+    encoder = run.encoder
+    backbone = dict(encoder.spec.source)
+    content = Content(
+        name=name or out.name,
+        source={**run.source, "backbone": backbone, "graph": "traced by torch.onnx.export"},
+        domains=encoder.spec.domains,
+        embedding_width=encoder.spec.embedding_width,
+        tokens=encoder.spec.tokens,
+        policies={"nir": {"shape": run.nir.shape}, "hdp": dataclasses.asdict(run.hdp), "hdp-paper": {}},
+        pool=run.pool,
+        metrics=run.metrics,
+    )
+    reference = _reference(run, verify_queries, progress)
+    with staging_folder(out) as staging:
+        run.tokenizer.save(str(staging / "tokenizer.json"))
+        fp32 = staging / "cpu-fp32"
+        fp32.mkdir()
+        progress("tracing the encoder and NIR")
+        graphs.export_encoder(encoder, fp32)
+        graphs.export_nir(run.nir, fp32)
+        if "cpu-int8" in variants:
+            progress("quantizing to int8")
+            int8 = staging / "cpu-int8"
+            int8.mkdir()
+            quantize.quantize_encoder(fp32 / "encoder.onnx", int8)
+            shutil.copyfile(fp32 / "nir.onnx", int8 / "nir.onnx")
+        if "cpu-fp32" not in variants:
+            shutil.rmtree(fp32)
+        ordered = [v for v in VARIANTS if v in variants]
+        return _finish(content, staging, ordered, reference, conformance.TEXTS, progress)
+
+
+def finish_vector_bundle(
+    content: Content,
+    staging: Path,
+    reference: parity.Reference,
+    vectors: Sequence[Sequence[float]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The last steps of a bundle without an encoder, whose ``cpu-fp32/nir.onnx`` stands in ``staging``."""
+    return _finish(content, staging, ["cpu-fp32"], reference, vectors, progress)
+
+
+def _finish(
+    content: Content,
+    staging: Path,
+    variants: Sequence[str],
+    reference: parity.Reference,
+    probes: Sequence[Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Manifest, verification, conformance, card, final manifest."""
+    write_json(staging / "pool.json", content.pool.to_json())
+    _write_manifest(content, staging, variants, {})
+    routers, reports = {}, {}
+    for variant in variants:
+        progress(f"verifying {variant} against PyTorch on {len(reference.query_vectors)} queries")
+        routers[variant] = Router.load(staging, variant=variant, verify=False)
+        reports[variant] = parity.measure(routers[variant], reference)
+        parity.check(reports[variant], variant, VARIANTS[variant])
+    rows = conformance.rows if content.tokens is not None else conformance.vector_rows
+    write_jsonl(staging / "conformance.jsonl", rows(routers, probes))
+    write_json(staging / "parity.json", {"betas": list(parity.BETAS), "variants": reports})
+    default = next(iter(content.policies))
+    summaries = {variant: parity.summary(report, default) for variant, report in reports.items()}
+    sizes = {variant: _size(staging / variant) for variant in variants}
+    (staging / "README.md").write_text(model_card(content, summaries, sizes), encoding="utf-8")
+    _write_manifest(content, staging, variants, summaries)
+    return reports
+
+
+def _reference(run: Run, verify_queries: int, progress: Progress) -> parity.Reference:
+    """PyTorch's answers on held-out queries, and on cuts and joins of them that cover every length."""
+    tokenizer = run.text_tokenizer()
+    picked = np.random.default_rng(0).permutation(len(run.heldout.queries))[:verify_queries]
+    texts = [run.heldout.queries[i] for i in picked]
+    joined = "\n\n".join(texts[:200])
+    lengths = [text for k in range(13) for text in (joined[: 2**k], joined[-(2**k) - 7 :])]
+    blank = np.full((len(lengths), len(run.pool)), np.nan, dtype=np.float32)
+    ids = [tokenizer.encode(text)[0] for text in (*texts, *lengths)]
+    progress(f"encoding {len(ids)} texts with PyTorch")
+    vectors, pooled = parity.encode_reference(run.encoder, ids)
+    correct = np.concatenate([run.heldout.correct[picked], blank])
+    return parity.Reference(run.encoder, run.nir, run.hdp, vectors, pooled, ids, correct)
+
+
+def _write_manifest(
+    content: Content, staging: Path, variants: Sequence[str], summaries: Mapping[str, Mapping[str, Any]]
+) -> None:
+    paths = sorted(
+        p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file() and p.name != MANIFEST
+    )
+    costs: NDArray[np.float64] = content.pool.costs
+    write_json(
+        staging / MANIFEST,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "name": content.name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "producer": versions(*PRODUCERS),
+            "source": content.source,
+            "query": {"domains": list(content.domains), "embedding_width": content.embedding_width},
+            "tokens": None if content.tokens is None else content.tokens.to_json(),
+            "default_policy": next(iter(content.policies)),
+            "policies": content.policies,
+            "cost": {"unit": content.pool.unit, "minimum": float(costs.min()), "maximum": float(costs.max())},
+            "variants": [
+                {
+                    "name": variant,
+                    "provider": "CPUExecutionProvider",
+                    "precision": VARIANTS[variant],
+                    "instruction_set": "any",
+                    "graphs": {
+                        kind: _graph(staging, f"{variant}/{kind}.onnx")
+                        for kind in ("encoder", "nir")
+                        if (staging / variant / f"{kind}.onnx").is_file()
+                    },
+                    "parity": summaries.get(variant, {}),
+                }
+                for variant in variants
+            ],
+            "files": {
+                path: {"sha256": sha256_of(staging / path), "bytes": (staging / path).stat().st_size}
+                for path in paths
+            },
+        },
+    )
+
+
+def _graph(staging: Path, path: str) -> dict[str, Any]:
+    graph = onnx.load(str(staging / path), load_external_data=False).graph
+
+    def tensors(values: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": value.name,
+                "dtype": ONNX_DTYPES[value.type.tensor_type.elem_type],
+                "dims": [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+
+    return {"path": path, "inputs": tensors(graph.input), "outputs": tensors(graph.output)}
+
+
+@contextmanager
+def staging_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that is renamed to it on success and removed on any failure.
+
+    Raises:
+        ExportError: ``out`` exists: a bundle is immutable.
+    """
+    if out.exists():
+        raise ExportError(f"{out}: exists already; a bundle is never changed in place: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's 0700 would shut out the gateway's user
+        for path in staging.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        os.rename(staging, out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,108 @@
+"""The model card of a bundle: data, splits, metrics, limits, licenses, generated from what the bundle holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arllm.export.bundle import Content
+
+
+def model_card(content: Content, summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> str:
+    """Markdown. A figure that was not measured is left out, never guessed."""
+    source = content.source
+    backbone = source.get("backbone", {})
+    lines = [f"# {content.name}: a bundle of arllm", ""]
+    if source.get("synthetic"):
+        lines += ["**Trained on SYNTHETIC outcomes of simulated candidates. No quality claim rests on it.**", ""]
+    if backbone:
+        note = f" ({backbone['note']})" if backbone.get("note") else ""
+        lines += [
+            f"- Query encoder: `{backbone['name']}`{note}, revision {backbone['revision'] or 'not recorded'}, "
+            f"license {backbone['license']}.",
+        ]
+        if "Gemma" in backbone["license"]:
+            lines += [
+                "- Gemma is provided under and subject to the Gemma Terms of Use found at "
+                "ai.google.dev/gemma/terms. Who passes this bundle on passes those terms on.",
+            ]
+    else:
+        lines += ["- No query encoder: the bundle routes given query vectors (`Router.route_vector`)."]
+    if content.tokens is not None:
+        lines += [
+            f"- Reads up to {content.tokens.max_tokens} tokens of a query; of a longer one its head and its tail.",
+        ]
+    lines += [
+        f"- Query vector: {len(content.domains)} domains, difficulty, embedding of {content.embedding_width}.",
+        f"- Candidates: {len(content.pool)}, cost in {content.pool.unit}.",
+        f"- Policies: {', '.join(content.policies)}; the first is the default.",
+        "",
+        "## Data and splits",
+        "",
+    ]
+    for entry in source.get("outcomes", []):
+        lines.append(f"- `{entry['path']}`, {entry['bytes']} bytes, sha256 `{entry['sha256']}`")
+    if "checkpoint" in source:
+        lines.append(f"- NIR checkpoint `{source['checkpoint']['path']}`, sha256 `{source['checkpoint']['sha256']}`")
+    if "splits" in source:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(source["splits"].items()))
+        lines.append(f"- Queries by split: {counts}; trained on {source['training_queries']}, seed {source['seed']}.")
+    if source.get("notes"):
+        lines.append(f"- {source['notes']}")
+    lines += ["", *_metrics(content.metrics), *_variants(summaries, sizes)]
+    lines += [
+        "## Limits",
+        "",
+        "- It knows the kinds of queries that it was trained on. On others its predictions are not to be trusted.",
+        "- Predicted quality is that of the training outcomes' protocol (prompts, scoring), not of any other use.",
+        "- Costs are the pool file's, not a quotation; override them at load time where yours differ.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+    if "auc" not in metrics:
+        return []
+    lines = [
+        f"## Metrics ({metrics['split']} split, {metrics['queries']} queries)",
+        "",
+        "AUC of P(correct) per candidate, beside the mean of the query's true subset:",
+        "",
+        "| candidate | this router | mean per true subset |",
+        "|---|---|---|",
+    ]
+    base = metrics["auc_mean_per_subset"]
+    for name, area in metrics["auc"].items():
+        lines.append(f"| {name} | {_figure(area)} | {_figure(base[name])} |")
+    lines += [
+        f"| **mean** | **{_figure(metrics['auc_mean'])}** | **{_figure(metrics['auc_mean_per_subset_mean'])}** |",
+        "",
+        f"Brier {metrics['brier']:.4f}; domain accuracy {_figure(metrics['domain_accuracy'])}.",
+        "",
+    ]
+    return lines
+
+
+def _variants(summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> list[str]:
+    lines = [
+        "## Variants",
+        "",
+        "Measured against PyTorch. Agreement: share of equal choices over beta 0 … 1; regret: mean utility lost.",
+        "",
+        "| variant | MB | quality difference | regret | agreement | distinct choices | centred cosine, mean / min |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, figures in summaries.items():
+        cosine = figures.get("pooled_centred_cosine")
+        cosines = f"{cosine['mean']:.4f} / {cosine['min']:.4f}" if cosine else "–"
+        lines.append(
+            f"| {name} | {sizes[name] / 1e6:.1f} | {figures['quality_max_difference']:.1e} | "
+            f"{figures['mean_regret']:.1e} | {figures['agreement']:.4f} | {figures['distinct_choices']} | {cosines} |"
+        )
+    return [*lines, ""]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

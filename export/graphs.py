@@ -1,0 +1,136 @@
+"""PyTorch → ONNX by tracing: the encoder with pooling and heads inside, and NIR over all pairs.
+
+Knows nothing about variants, parity or bundles. Batch and length are dynamic, outputs are named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from arllm.train.encoder import QueryEncoder
+from arllm.train.nir import Nir
+
+OPSET = 20
+WEIGHTS = "weights.bin"  # ONNX Runtime maps external data into memory instead of copying it
+
+
+class _EncoderGraph(nn.Module):
+    """(ids, mask) → (query vector, pooled): the second output is what parity's centred cosine is taken of."""
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.encoder.pool(input_ids, attention_mask)
+        return self.encoder.heads(pooled).query_vector, pooled
+
+
+class _NirGraph(nn.Module):
+    """(query vectors, model vectors) → P(correct) of every pair."""
+
+    def __init__(self, nir: Nir) -> None:
+        super().__init__()
+        self.nir = nir
+
+    def forward(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
+        return self.nir.all_pairs(query_vectors, model_vectors).sigmoid()
+
+
+def export_encoder(encoder: QueryEncoder, folder: Path) -> Path:
+    """Write ``encoder.onnx`` and its weights into ``folder``.
+
+    Inputs ``input_ids`` and ``attention_mask``, (batch, tokens) int64; outputs ``query_vector``, (batch, Q)
+    float32, and ``pooled``, (batch, width) float32.
+    """
+    ids = torch.ones((2, 11), dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    dims = {0: "batch", 1: "tokens"}
+    model = _trace(
+        _EncoderGraph(encoder).eval(),
+        (ids, mask),
+        {"input_ids": dims, "attention_mask": dims},
+        ["query_vector", "pooled"],
+    )
+    return save(model, folder / "encoder.onnx")
+
+
+def export_nir(nir: Nir, folder: Path) -> Path:
+    """Write ``nir.onnx`` into ``folder``, weights inside.
+
+    Inputs ``query_vectors`` (batch, Q) and ``model_vectors`` (candidates, D) float32; output ``quality``,
+    (batch, candidates) float32 in [0, 1].
+    """
+    vectors = (torch.full((3, nir.query_width), 0.5), torch.full((5, nir.model_width), 0.5))
+    model = _trace(
+        _NirGraph(nir).eval(),
+        vectors,
+        {"query_vectors": {0: "batch"}, "model_vectors": {0: "candidates"}},
+        ["quality"],
+    )
+    path = folder / "nir.onnx"
+    onnx.save_model(model, str(path))
+    return path
+
+
+def save(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a graph with its large tensors in ``weights.bin`` beside it, and check it."""
+    (path.parent / WEIGHTS).unlink(missing_ok=True)  # onnx appends to an existing file
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=WEIGHTS,
+        size_threshold=1024,
+    )
+    onnx.checker.check_model(str(path))
+    return path
+
+
+def _trace(
+    module: nn.Module, arguments: tuple[Tensor, ...], dims: dict[str, dict[int, str]], outputs: list[str]
+) -> onnx.ModelProto:
+    with _quiet(), torch.inference_mode(False), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            dynamic_shapes=dims,
+            input_names=list(dims),
+            output_names=outputs,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:  # only where torch.onnx.export is given a file
+        raise RuntimeError("torch.onnx.export returned no program")
+    model = program.model_proto
+    for node in model.graph.node:  # the traced Python source of every node: half of the file, of use to nobody
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.value_info[:]
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns about what the caller can't change; stdout belongs to results."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,96 @@
+"""Rerunning a bundle's conformance.jsonl on this host: token ids, query vectors, qualities and choices.
+
+Needs nothing beside the runtime; the file is written by :mod:`arllm.export.conformance`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arllm.runtime.decision import NUMERIC_TIE
+from arllm.runtime.errors import BundleSchemaError
+from arllm.runtime.router import Decision, Router
+
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+# fp32 differs between processors by rounding; int8 by an activation that rounds to the other side.
+TOLERANCE = {"fp32": 1e-4, "int8": 0.05}
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """The outcome of a rerun. ``problems`` is empty where this host conforms."""
+
+    texts: int
+    query_vector_difference: float  # largest, absolute
+    quality_difference: float  # largest, absolute
+    problems: tuple[str, ...]
+
+
+def rerun(router: Router) -> Conformance:
+    """Compare this host with what the exporting host recorded for the router's variant.
+
+    Raises:
+        BundleSchemaError: conformance.jsonl is missing or malformed, or does not cover the variant.
+    """
+    path = router.bundle.path / "conformance.jsonl"
+    variant = router.bundle.manifest.variants[router.variant]
+    tolerance = TOLERANCE.get(variant.precision, 0.05)
+    problems: list[str] = []
+    vector_difference = quality_difference = 0.0
+    count = 0
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if not lines:
+            raise ValueError("the file is empty")
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line)
+            expected = row["expected"][router.variant]
+            where = f"line {number}"
+            if "text" in row:
+                ids, _ = router.tokenize(row["text"])
+                if ids.tolist() != row["ids"]:
+                    problems.append(f"{where}: other token ids")
+                decisions = {beta: router.route(row["text"], float(beta)) for beta in expected["choice"]}
+                vector = next(iter(decisions.values())).vector
+                gap = float(np.abs(vector - np.array(expected["query_vector"], dtype=np.float32)).max())
+                vector_difference = max(vector_difference, gap)
+                if not gap <= tolerance:
+                    problems.append(f"{where}: the query vector differs by {gap:.2g} (bound {tolerance:g})")
+            else:
+                decisions = {
+                    beta: router.route_vector(row["query_vector"], float(beta)) for beta in expected["choice"]
+                }
+            gap = _quality_gap(next(iter(decisions.values())), expected["quality"])
+            quality_difference = max(quality_difference, gap)
+            if not gap <= tolerance:
+                problems.append(f"{where}: quality differs by {gap:.2g} (bound {tolerance:g})")
+            problems += [
+                f"{where}: beta {beta}: chose {decision.model}, expected {expected['choice'][beta]}"
+                for beta, decision in decisions.items()
+                if not _same_choice(decision, expected["choice"][beta], tolerance)
+            ]
+            count += 1
+    except OSError as error:
+        raise BundleSchemaError(f"{path}: can't be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleSchemaError(
+            f"{path}: line {count + 1} is malformed or lacks {router.variant}: {error!r}"
+        ) from None
+    return Conformance(count, vector_difference, quality_difference, tuple(problems))
+
+
+def _quality_gap(decision: Decision, expected: dict[str, Any]) -> float:
+    return max(abs(decision.quality[name] - float(value)) for name, value in expected.items())
+
+
+def _same_choice(decision: Decision, expected: str, tolerance: float) -> bool:
+    """Equal, or a tie within what the tolerance of quality and a numeric tie allow."""
+    if decision.model == expected:
+        return True
+    utility = decision.utility
+    return utility[decision.model] - utility[expected] <= 2 * (1 - decision.beta) * tolerance + NUMERIC_TIE

@@ -1,0 +1,49 @@
+"""Plain-text tables for the terminal: how the command line shows figures and decisions. Formatting, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from arllm.runtime.router import Decision
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns, two spaces between."""
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def explain(query: str, decision: Decision) -> str:
+    """A decision with the query vector's main parts and every candidate, best first."""
+    vector = decision.query_vector
+    top = sorted(vector.domains.items(), key=lambda item: -item[1])[:3]
+    domains = ", ".join(f"{name} {probability:.2f}" for name, probability in top)
+    lines = [f"query      {short(query)}", f"domains    {domains}; difficulty {vector.difficulty:.2f}"]
+    cut = decision.truncation
+    if cut is not None and cut.truncated:
+        lines.append(f"truncated  {cut.bytes_dropped} bytes and {cut.tokens_dropped} tokens dropped from the middle")
+    lines.append(f"choice     {decision.model} (beta {decision.beta:g}, {decision.policy}, {decision.variant})")
+    quality, utility, cost = decision.quality, decision.utility, decision.cost
+    ranked = sorted(decision.candidates, key=lambda name: -utility[name])
+    rows = [(name, f"{quality[name]:.3f}", f"{cost[name]:g}", f"{utility[name]:+.3f}") for name in ranked]
+    return "\n".join([*lines, table(("candidate", "quality", "cost", "utility"), rows), ""])
+
+
+def short(text: str, width: int = 60) -> str:
+    """One line of at most ``width`` characters."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def number(value: float | None) -> str:
+    """Three decimals; a dash where nothing was measured."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def small(value: float | None) -> str:
+    """Three significant digits; a dash where nothing was measured."""
+    return "–" if value is None else f"{value:.3g}"

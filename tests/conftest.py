@@ -1,0 +1,55 @@
+"""Shared fixtures: a tiny run and bundle, trained once a session on synthetic outcomes, and the real data's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """../shared/data, the real outcomes; tests that need them skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real outcomes are not on this machine: {SHARED} is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def outcomes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 500 SYNTHETIC queries with pool.json."""
+    from arllm.train.synthetic import write
+
+    folder = tmp_path_factory.mktemp("data") / "outcomes"
+    write(folder, n_queries=500, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(outcomes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: nano with 2 layers, a vocabulary of 1,500 and 48 tokens, trained for a few seconds."""
+    from arllm.train.options import TrainOptions
+    from arllm.train.outcomes import read_outcomes
+    from arllm.train.pipeline import train
+    from arllm.train.pools import read_pool
+
+    options = TrainOptions(
+        layers=2, vocab_size=1500, max_tokens=48, epochs=3, lr=2e-3, embedding_width=8, min_domain_queries=20
+    )
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    pool = read_pool(outcomes_folder / "pool.json")
+    train(read_outcomes(outcomes_folder), pool, options, out, progress=lambda message: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of ``tiny_run`` with both variants. Read-only: copy it before changing a file."""
+    from arllm.export.bundle import export_run
+    from arllm.train.rundir import read_run
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_run(read_run(tiny_run), out, progress=lambda message: None)
+    return out
