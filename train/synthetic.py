@@ -139,6 +139,7 @@ def write(folder: str | os.PathLike[str], n_queries: int = 2400, seed: int = 0) 
         "queries.jsonl.gz": gzip.compress(_queries_jsonl(outcomes).encode(), mtime=0),
         "labels.csv.gz": gzip.compress(_labels_csv(outcomes).encode(), mtime=0),
         "pool.json": (json.dumps(_pool(), indent=2) + "\n").encode(),
+        "samples.jsonl": "".join(json.dumps({"query": q}) + "\n" for q in sample_queries()).encode(),
         "README.md": _readme(n_queries, seed).encode(),
     }
     # In the same parent: a rename is atomic only within one file system. Not by mkdtemp: its mode is 0700.

@@ -1,0 +1,43 @@
+# One obvious command each. `make demo` and `make test` make their own virtual environment and install everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := out/demo
+
+.PHONY: demo test check lint types format clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	mkdir -p .typecheck && ln -sfn .. .typecheck/arllm
+	touch $@
+
+# The main job on SYNTHETIC outcomes: generate, train, export with verification, route at several betas.
+demo: $(VENV)/ready
+	rm -rf $(OUT) $(OUT)-run $(OUT)-run.partial $(OUT)-bundle
+	$(BIN)/arllm data synthesize $(OUT)/outcomes --queries 2400
+	$(BIN)/arllm train $(OUT)/outcomes --pool $(OUT)/outcomes/pool.json --out $(OUT)-run \
+		--vocab-size 3000 --max-tokens 96 --epochs 6 --lr 1e-3
+	$(BIN)/arllm export $(OUT)-run --out $(OUT)-bundle
+	@echo "Decisions of a router trained on SYNTHETIC outcomes:"
+	$(BIN)/arllm route $(OUT)-bundle --table --beta 0 --beta 0.1 --beta 0.3 --beta 0.5 --beta 1 - \
+		--jsonl < $(OUT)/outcomes/samples.jsonl
+
+test: check
+	$(BIN)/python -m pytest -q
+
+check: lint types
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .typecheck out build dist *.egg-info
