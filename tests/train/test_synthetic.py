@@ -17,7 +17,7 @@ from arllm.runtime.pool import read_pool_json
 from arllm.train import synthetic
 from arllm.train.outcomes import read_outcomes
 
-FILES = {"queries.jsonl.gz", "labels.csv.gz", "pool.json", "README.md"}
+FILES = {"samples.jsonl", "queries.jsonl.gz", "labels.csv.gz", "pool.json", "README.md"}
 FAMILIES = {query["subset"] for query in synthetic.generate(500).queries}
 
 
