@@ -65,6 +65,7 @@ def main() -> None:
 @click.option("--backbone-lr", type=float, help="Of pretrained layers.  [default: a tenth of --lr]")
 @click.option("--dropout", type=float)
 @click.option("--token-dropout", type=float)
+@click.option("--evaluations-per-epoch", type=int)
 @click.option("--patience", type=int, help="Evaluations without improvement before stopping.")
 @click.option("--checkpoint-steps", type=int, help="Steps between checkpoints.")
 @click.option("--max-queries", type=int, help="Train on N queries only.")

@@ -82,8 +82,8 @@ def export_run(
         pool=run.pool,
         metrics=run.metrics,
     )
-    reference = _reference(run, verify_queries, progress)
     with staging_folder(out) as staging:
+        reference = _reference(run, verify_queries, progress)
         run.tokenizer.save(str(staging / "tokenizer.json"))
         fp32 = staging / "cpu-fp32"
         fp32.mkdir()

@@ -140,7 +140,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Qualities (N, M) by PyTorch and by the variant: the variant's decisions, judged by PyTorch's utilities."""
     regrets, agreements, differing = [], [], 0
-    accuracy: dict[str, list[float]] = {"expected": [], "actual": []}
+    accuracy: dict[str, list[float | None]] = {"expected": [], "actual": []}
     distinct: dict[str, set[int]] = {"expected": set(), "actual": set()}
     rows = np.arange(len(expected))
     for beta in BETAS:
@@ -154,10 +154,9 @@ def _compare(
         for key, choice in (("expected", want), ("actual", have)):
             distinct[key].update(int(i) for i in np.unique(choice))
             if outcomes is not None:
-                accuracy[key].append(float(np.nanmean(outcomes[rows, choice])))
-    loss_of_accuracy = None
-    if outcomes is not None:
-        loss_of_accuracy = float(np.mean(accuracy["expected"]) - np.mean(accuracy["actual"]))
+                accuracy[key].append(_mean_observed(outcomes[rows, choice]))
+    pairs = zip(accuracy["expected"], accuracy["actual"], strict=True)
+    lost = [want - have for want, have in pairs if want is not None and have is not None]
     return {
         "quality_max_difference": _largest(actual, expected),
         "mean_regret": float(np.mean(regrets)),
@@ -165,10 +164,15 @@ def _compare(
         "differing_choices": differing,
         "distinct_choices": len(distinct["actual"]),
         "distinct_choices_pytorch": len(distinct["expected"]),
-        "accuracy_loss": loss_of_accuracy,
+        "accuracy_loss": float(np.mean(lost)) if lost else None,
         "accuracy_at_beta_0": accuracy["actual"][0] if outcomes is not None else None,
         "accuracy_at_beta_0_pytorch": accuracy["expected"][0] if outcomes is not None else None,
     }
+
+
+def _mean_observed(correct: NDArray[np.float32]) -> float | None:
+    """None where not one of the chosen candidates was evaluated on its query."""
+    return None if np.isnan(correct).all() else float(np.nanmean(correct))
 
 
 def _near_ties(vectors: NDArray[np.float32], costs: Floats) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

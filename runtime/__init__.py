@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from arllm.runtime.pool import Candidate, Pool
     from arllm.runtime.router import Decision, Router
 
+if __name__ != "arllm.runtime":
+    raise ImportError('this package is "arllm.runtime"; "import runtime" from the root would make a second copy')
+
 __all__ = ["ArllmError", "Candidate", "Decision", "Pool", "Router"]
 
 _HOMES = {

@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from arllm.runtime.errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError, PoolError
-from arllm.runtime.pool import Pool, pool_from_json
+from arllm.runtime.pool import Pool, read_pool_json
 from arllm.runtime.tokens import TokenSpec
 
 SCHEMA_VERSION = 1
@@ -117,9 +118,12 @@ def open_bundle(name: str | os.PathLike[str], verify: bool = True) -> Bundle:
     manifest = parse_manifest(raw_bytes, str(root / MANIFEST))
     check_files(root, manifest, verify=verify)
     try:
-        pool = pool_from_json(json.loads((root / "pool.json").read_bytes()), str(root / "pool.json"))
+        pool = read_pool_json(root / "pool.json")
+    except PoolError as error:
+        raise BundleSchemaError(str(error)) from None
+    try:
         vectors = pool.vectors()
-    except (ValueError, PoolError) as error:
+    except PoolError as error:
         raise BundleSchemaError(f"{root / 'pool.json'}: {error}") from None
     if vectors.shape[1] != len(manifest.domains):
         raise BundleSchemaError(
@@ -196,7 +200,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """
     try:
         top = _Reader(json.loads(data), where)
-    except ValueError as error:  # UnicodeDecodeError included
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError included
         raise BundleSchemaError(f"{where}: not valid JSON: {error}") from None
     version = top.get("schema_version", int)
     if version > SCHEMA_VERSION:
@@ -214,6 +218,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise query.error("embedding_width", "must not be negative")
     tokens = top.get("tokens", dict, None)
     cost = top.child("cost")
+    minimum, maximum = cost.get("minimum", (int, float)), cost.get("maximum", (int, float))
+    if not 0 <= minimum <= maximum <= sys.float_info.max:
+        raise cost.error("", f"expected finite bounds, the minimum first, not {minimum} and {maximum}")
     policies = top.get("policies", dict)
     for policy, parameters in policies.items():
         if policy not in POLICIES:
@@ -226,6 +233,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     variants = {}
     for i, entry in enumerate(top.get("variants", list)):
         variant = _variant(_Reader(entry, where, f"variants[{i}]"))
+        if variant.name in variants:
+            raise top.error(f"variants[{i}].name", f"{variant.name!r} stands there twice")
         variants[variant.name] = variant
     if not variants:
         raise top.error("variants", "the bundle has none")
@@ -235,17 +244,24 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         source=top.get("source", dict),
         domains=domains,
         embedding_width=embedding_width,
-        tokens=None if tokens is None else TokenSpec.from_json(tokens),
+        tokens=None if tokens is None else _tokens(tokens, where),
         default_policy=default_policy,
         policies=policies,
-        cost_minimum=float(cost.get("minimum", (int, float))),
-        cost_maximum=float(cost.get("maximum", (int, float))),
+        cost_minimum=float(minimum),
+        cost_maximum=float(maximum),
         variants=variants,
         files=_files(top.child("files")),
         raw=top.data,
     )
     _check_references(manifest, top)
     return manifest
+
+
+def _tokens(data: dict[str, Any], where: str) -> TokenSpec:
+    try:
+        return TokenSpec.from_json(data)
+    except BundleSchemaError as error:
+        raise BundleSchemaError(f"{where}: {error}") from None
 
 
 def _files(files: _Reader) -> dict[str, tuple[str, int]]:
@@ -269,13 +285,26 @@ def _check_references(manifest: Manifest, top: _Reader) -> None:
     for variant in manifest.variants.values():
         if (variant.encoder is None) != (manifest.tokens is None):
             raise top.error("tokens", f"variant {variant.name} and tokens disagree about having an encoder")
+        for tensor in variant.encoder.outputs if variant.encoder else ():
+            width = tensor.dims[-1] if tensor.dims else None
+            if tensor.name == "query_vector" and isinstance(width, int) and width != manifest.query_width:
+                raise top.error(
+                    "query", f"{variant.name}'s query vector has {width} entries, query makes {manifest.query_width}"
+                )
         if "nir" in manifest.policies and variant.nir is None:
             raise top.error("variants", f"policy nir is declared, but variant {variant.name} has no nir graph")
 
 
+# What the runtime feeds and asks for; a graph may have further outputs.
+GRAPH_IO = {
+    "encoder": ({"input_ids", "attention_mask"}, "query_vector"),
+    "nir": ({"query_vectors", "model_vectors"}, "quality"),
+}
+
+
 def _variant(entry: _Reader) -> Variant:
     graphs = entry.child("graphs")
-    unknown = set(graphs.data) - {"encoder", "nir"}
+    unknown = set(graphs.data) - set(GRAPH_IO)
     if unknown:
         raise graphs.error(sorted(unknown)[0], "unknown graph")
     return Variant(
@@ -283,14 +312,20 @@ def _variant(entry: _Reader) -> Variant:
         provider=entry.get("provider", str),
         precision=entry.get("precision", str),
         instruction_set=entry.get("instruction_set", str),
-        encoder=_graph(graphs.child("encoder")) if "encoder" in graphs.data else None,
-        nir=_graph(graphs.child("nir")) if "nir" in graphs.data else None,
+        encoder=_graph(graphs.child("encoder"), "encoder") if "encoder" in graphs.data else None,
+        nir=_graph(graphs.child("nir"), "nir") if "nir" in graphs.data else None,
         parity=entry.get("parity", dict),
     )
 
 
-def _graph(graph: _Reader) -> Graph:
-    return Graph(graph.get("path", str), _tensors(graph, "inputs"), _tensors(graph, "outputs"))
+def _graph(graph: _Reader, kind: str) -> Graph:
+    result = Graph(graph.get("path", str), _tensors(graph, "inputs"), _tensors(graph, "outputs"))
+    inputs, output = GRAPH_IO[kind]
+    if {tensor.name for tensor in result.inputs} != inputs:
+        raise graph.error("inputs", f"expected {', '.join(sorted(inputs))}")
+    if output not in {tensor.name for tensor in result.outputs}:
+        raise graph.error("outputs", f"expected {output} among them")
+    return result
 
 
 def _tensors(graph: _Reader, key: str) -> tuple[Tensor, ...]:
@@ -300,5 +335,8 @@ def _tensors(graph: _Reader, key: str) -> tuple[Tensor, ...]:
         dtype = entry.get("dtype", str)
         if dtype not in DTYPES:
             raise entry.error("dtype", f"{dtype!r} is none of {', '.join(DTYPES)}")
-        tensors.append(Tensor(entry.get("name", str), dtype, tuple(entry.get("dims", list))))
+        dims = tuple(entry.get("dims", list))
+        if not all(isinstance(dim, (int, str)) and not isinstance(dim, bool) for dim in dims):
+            raise entry.error("dims", f"expected names and whole numbers, not {list(dims)}")
+        tensors.append(Tensor(entry.get("name", str), dtype, dims))
     return tuple(tensors)

@@ -28,7 +28,10 @@ def check_beta(beta: object) -> float:
     """
     if isinstance(beta, (bool, np.bool_)) or not isinstance(beta, (int, float, np.integer, np.floating)):
         raise BetaError(f"beta must be a number in [0, 1], not {beta!r}")
-    value = float(beta)
+    try:
+        value = float(beta)
+    except OverflowError:  # a whole number beyond any float
+        value = math.inf
     if not 0.0 <= value <= 1.0:  # false for NaN as well
         raise BetaError(f"beta must lie in [0, 1] (0 = quality alone, 1 = cost alone), not {value}")
     return value
@@ -64,12 +67,15 @@ def candidate_mask(names: Sequence[str], allowed: Collection[str] | None) -> NDA
         return None
     if isinstance(allowed, str):
         raise CandidateError(f"candidates must be a collection of names, not the string {allowed!r}")
-    if not allowed:
+    try:
+        wanted = set(allowed)
+    except TypeError:
+        raise CandidateError(f"candidates must be a collection of names, not {allowed!r}") from None
+    if not wanted:
         raise CandidateError("the candidate set is empty: name at least one candidate, or pass None for all")
-    unknown = sorted(set(allowed) - set(names))
+    unknown = sorted(wanted - set(names), key=str)
     if unknown:
         raise CandidateError(f"unknown candidate {unknown[0]!r}: the pool has {', '.join(names)}")
-    wanted = set(allowed)
     return np.array([name in wanted for name in names], dtype=np.bool_)
 
 

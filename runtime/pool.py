@@ -6,17 +6,22 @@ Knows nothing about outcomes or training: other pool formats are read by ``arllm
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.errors import PoolError
+
+
+def _is_amount(value: object) -> TypeGuard[int | float]:
+    """A finite number >= 0; JSON also brings true, NaN, and whole numbers beyond any float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Candidate:
         if not isinstance(self.name, str) or not self.name.strip():
             raise PoolError(f"a candidate's name must be a non-empty string, not {self.name!r}")
         cost = self.cost
-        if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not math.isfinite(cost) or cost < 0:
+        if not _is_amount(cost):
             raise PoolError(f"candidate {self.name!r}: cost must be a finite number >= 0, not {cost!r}")
         if self.vector is not None and not all(0.0 <= value <= 1.0 for value in self.vector):
             raise PoolError(f"candidate {self.name!r}: every entry of a model vector lies in [0, 1]")
@@ -100,6 +105,9 @@ class Pool:
 
     def with_vectors(self, names: Sequence[str], vectors: NDArray[np.floating[Any]]) -> Pool:
         """The same pool with the rows of ``vectors`` (M, D) as model vectors, row i belonging to names[i]."""
+        missing = sorted(set(self.names) - set(names))
+        if missing:
+            raise PoolError(f"no model vector for candidate {missing[0]!r}")
         by_name = {name: tuple(float(v) for v in row) for name, row in zip(names, vectors, strict=True)}
         return Pool(tuple(Candidate(c.name, c.cost, by_name[c.name], c.metadata) for c in self.candidates), self.unit)
 
@@ -123,7 +131,7 @@ def price_cost(record: Mapping[str, Any], where: str) -> float:
 
     def number(key: str, default: float | None = None) -> float:
         value = record.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        if not _is_amount(value):
             raise PoolError(f"{where}: {key} must be a finite number >= 0, not {value!r}")
         return float(value)
 
@@ -192,6 +200,6 @@ def read_pool_json(path: str | os.PathLike[str]) -> Pool:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PoolError(f"{path}: can't be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PoolError(f"{path}: not valid JSON: {error}") from None
     return pool_from_json(data, str(path))

@@ -5,15 +5,18 @@ Knows nothing about cost, beta or text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.errors import BundleSchemaError
-from arllm.runtime.session import Session
+
+if TYPE_CHECKING:  # training fits HDP without an ONNX Runtime
+    from arllm.runtime.session import Session
 
 Array = NDArray[np.float32]
 
@@ -61,9 +64,12 @@ class Hdp:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Hdp:
         try:
-            return cls(float(data["slope"]), float(data["weight"]), float(data["bias"]))
-        except (KeyError, TypeError, ValueError) as error:
+            values = [float(data[key]) for key in ("slope", "weight", "bias")]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleSchemaError(f"policies.hdp: slope, weight and bias must be numbers ({error!r})") from None
+        if not all(math.isfinite(value) for value in values):
+            raise BundleSchemaError(f"policies.hdp: slope, weight and bias must be finite, not {values}")
+        return cls(*values)
 
     def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
         difficulty = query_vectors[:, model_vectors.shape[1], None].astype(np.float64)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from arllm.runtime import decision as rule
-from arllm.runtime.bundle import Bundle, Variant, open_bundle
+from arllm.runtime.bundle import MANIFEST, Bundle, Variant, open_bundle
 from arllm.runtime.encoder import QueryEncoder
-from arllm.runtime.errors import CandidateError, PolicyError, PoolError, QueryError, VariantError
+from arllm.runtime.errors import BundleSchemaError, CandidateError, PolicyError, PoolError, QueryError, VariantError
 from arllm.runtime.pool import Candidate, Pool, read_pool_json
 from arllm.runtime.quality import Hdp, HdpPaper, Nir, Quality
 from arllm.runtime.session import Session, pick_variant
@@ -136,6 +136,10 @@ class Router:
             )
         self._costs = self.pool.costs
         self._normalized = rule.normalize_costs(self._costs, manifest.cost_minimum, manifest.cost_maximum)
+        for shared in (self._costs, self._normalized):  # decisions and callers see these very arrays
+            shared.setflags(write=False)
+        if not np.isfinite(self._normalized).all():
+            raise PoolError("a cost is too far outside the bundle's range to be normalized")
         self._encoder: QueryEncoder | None = None
         if variant.encoder is not None and manifest.tokens is not None:
             tokenizer = TextTokenizer.from_file(bundle.path / "tokenizer.json", manifest.tokens)
@@ -146,7 +150,10 @@ class Router:
             if name == "nir" and variant.nir is not None:
                 self._policies[name] = Nir(Session(bundle.path, variant.nir, variant.provider, threads))
             elif name == "hdp":
-                self._policies[name] = Hdp.from_json(parameters)
+                try:
+                    self._policies[name] = Hdp.from_json(parameters)
+                except BundleSchemaError as error:
+                    raise BundleSchemaError(f"{bundle.path / MANIFEST}: {error}") from None
             elif name == "hdp-paper":
                 self._policies[name] = HdpPaper()
 
@@ -238,8 +245,8 @@ class Router:
         mask = rule.candidate_mask(self._names, candidates)
         quality, name = self._policy(policy)
         try:
-            vector = np.asarray(query_vector, dtype=np.float32)
-        except (TypeError, ValueError):
+            vector = np.array(query_vector, dtype=np.float32)  # a copy: the decision keeps it
+        except (TypeError, ValueError, OverflowError):
             raise QueryError("the query vector must be a list of numbers") from None
         width = self.bundle.manifest.query_width
         if vector.shape != (width,):
@@ -345,6 +352,11 @@ class Router:
 
 
 def _with_bundle_vectors(given: Pool, bundled: Pool) -> Pool:
+    if given.unit != bundled.unit and "unspecified" not in (given.unit, bundled.unit):
+        raise PoolError(
+            f"the pool override's costs are in {given.unit!r}, the bundle's in {bundled.unit!r}: "
+            "beta would lose its meaning; convert them"
+        )
     known = {candidate.name: candidate for candidate in bundled.candidates}
     rows = []
     for candidate in given.candidates:

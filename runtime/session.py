@@ -79,7 +79,7 @@ class Session:
         # A guest in somebody else's process: waiting threads sleep instead of burning the host's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False  # lengths differ from query to query: a pattern would never be reused
-        path = root / graph.path
+        path = self._path = root / graph.path
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -96,22 +96,32 @@ class Session:
 
     def run(self, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """One named output of the graph."""
-        result: NDArray[np.float32] = self._session.run((output,), inputs)[0]
-        return result
+        return self.run_many((output,), inputs)[0]
 
     def run_many(self, outputs: tuple[str, ...], inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Several named outputs of the graph, in the order asked for."""
-        results: list[NDArray[np.float32]] = self._session.run(outputs, inputs)
+        """Several named outputs of the graph, in the order asked for.
+
+        Raises:
+            BundleIOMismatchError: the graph does not take what the manifest promises (ids beyond its table, say).
+        """
+        try:
+            results: list[NDArray[np.float32]] = self._session.run(outputs, inputs)
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            detail = str(error).strip().splitlines()[0]
+            raise BundleIOMismatchError(f"{self._path}: ONNX Runtime failed on the graph: {detail}") from None
         return results
 
 
 def _check_io(path: Path, what: str, declared: tuple[Any, ...], live: list[Any]) -> None:
-    want = {t.name: (ONNX_TYPES[t.dtype], len(t.dims), [d for d in t.dims if isinstance(d, int)]) for t in declared}
-    have = {t.name: (t.type, len(t.shape), [d for d in t.shape if isinstance(d, int)]) for t in live}
+    want = {
+        t.name: (ONNX_TYPES[t.dtype], len(t.dims), [d if isinstance(d, int) else "?" for d in t.dims])
+        for t in declared
+    }
+    have = {t.name: (t.type, len(t.shape), [d if isinstance(d, int) else "?" for d in t.shape]) for t in live}
     for name in sorted(set(want) | set(have)):
         if want.get(name) != have.get(name):
             described = [
-                "nothing" if side is None else f"{side[0]} of rank {side[1]}, fixed dims {side[2]}"
+                "nothing" if side is None else f"{side[0]} of rank {side[1]}, dims {side[2]}"
                 for side in (want.get(name), have.get(name))
             ]
             raise BundleIOMismatchError(

@@ -37,6 +37,8 @@ class TokenSpec:
     def __post_init__(self) -> None:
         if self.max_tokens < len(self.prefix_ids) + len(self.suffix_ids) + 2:
             raise ValueError(f"max_tokens {self.max_tokens} leaves no room for the query")
+        if not self.prefix_ids and not self.suffix_ids:
+            raise ValueError("prefix_ids and suffix_ids are both empty: an empty query would have no token at all")
         if not 0.0 < self.head_share < 1.0:
             raise ValueError(f"head_share must lie between 0 and 1, not {self.head_share}")
 
@@ -58,7 +60,7 @@ class TokenSpec:
                 prompt=str(data["prompt"]),
                 head_share=float(data["head_share"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleSchemaError(f"tokens: unusable entry ({error!r})") from None
 
 
@@ -92,7 +94,11 @@ class TextTokenizer:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], spec: TokenSpec) -> TextTokenizer:
-        return cls(Tokenizer.from_file(os.fspath(path)), spec)
+        """Raises BundleSchemaError: the file is not one that this version of tokenizers can read."""
+        try:
+            return cls(Tokenizer.from_file(os.fspath(path)), spec)
+        except Exception as error:  # tokenizers raises Exception itself
+            raise BundleSchemaError(f"{os.fspath(path)}: not a usable tokenizer: {error}") from None
 
     def encode(self, text: str) -> tuple[NDArray[np.int64], Truncation]:
         """The ids of a query, (L,) int64 with L <= max_tokens, and what was cut.
@@ -118,9 +124,10 @@ class TextTokenizer:
             # "ignore" drops the character that a cut halves.
             head_bytes = int(spec.max_bytes * spec.head_share)
             tail_bytes = spec.max_bytes - head_bytes
-            bytes_dropped = len(data) - spec.max_bytes
-            head = self._ids(spec.prompt + data[:head_bytes].decode(errors="ignore"))
-            tail = self._ids(data[-tail_bytes:].decode(errors="ignore"))
+            first = data[:head_bytes].decode(errors="ignore")
+            last = data[-tail_bytes:].decode(errors="ignore")
+            bytes_dropped = len(data) - len(first.encode()) - len(last.encode())
+            head, tail = self._ids(spec.prompt + first), self._ids(last)
         total = len(head) + len(tail)
         tokens_dropped = max(0, total - self._room)
         if tokens_dropped:

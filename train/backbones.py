@@ -48,7 +48,7 @@ class GemmaSpec:
     rope_theta: float = 1_000_000.0
     rope_local_theta: float = 10_000.0
     rope_factor: float = 1.0  # linear scaling of the global positions, 1 = none
-    query_pre_attn_scalar: float = 64.0
+    query_pre_attn_scalar: int = 64
     rms_norm_eps: float = 1e-6
     max_positions: int = 2048
 
@@ -94,7 +94,7 @@ def nano_spec(vocab_size: int, *, layers: int = 4, width: int = 256) -> GemmaSpe
         head_dim=64,
         window=257,
         layer_types=(SLIDING,) * (layers - 1) + (FULL,),
-        query_pre_attn_scalar=64.0,
+        query_pre_attn_scalar=64,
     )
 
 
@@ -351,7 +351,7 @@ def spec_of(config: Any, raw_window: int) -> GemmaSpec:
         rope_theta=float(theta),
         rope_local_theta=float(local_theta),
         rope_factor=float(scaling.get("factor", 1.0) or 1.0),
-        query_pre_attn_scalar=float(config.query_pre_attn_scalar),
+        query_pre_attn_scalar=int(config.query_pre_attn_scalar),
         rms_norm_eps=float(config.rms_norm_eps),
         max_positions=int(config.max_position_embeddings),
     )

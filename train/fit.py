@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,14 +117,19 @@ def fit(
     *,
     pretrained: bool,
     checkpoint: Path,
+    identity: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Progress = lambda message: print(message, file=sys.stderr),
 ) -> History:
     """Train ``net`` in place and leave the weights of the best validation loss in it.
 
+    Args:
+        identity: what a resumed run must share with the interrupted one (plain JSON types); None = the options.
+
     Raises:
         RunError: ``resume`` without a checkpoint, or with one of other options; a loss that is not finite.
     """
+    identity = options.to_json() if identity is None else identity
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
     vectors = torch.from_numpy(model_vectors).to(device)
@@ -141,7 +146,7 @@ def fit(
     history = History()
     best: dict[str, Tensor] = {}
     if resume:
-        history, best = _load_checkpoint(checkpoint, net, optimizer, options)
+        history, best = _load_checkpoint(checkpoint, net, optimizer, identity)
         progress(f"resumed at step {history.step} of {total}")
     pad_id = net.encoder.spec.tokens.pad_id
     started, first_step, running = time.monotonic(), history.step, 0.0
@@ -194,7 +199,7 @@ def fit(
                 progress(f"stopped early: no improvement in {stale} evaluations")
                 break
         if history.step % options.checkpoint_steps == 0 or history.step in evaluate_at:
-            _save_checkpoint(checkpoint, net, optimizer, options, history, best)
+            _save_checkpoint(checkpoint, net, optimizer, identity, history, best)
 
     net.load_state_dict(best, strict=False)
     net.eval()
@@ -249,12 +254,14 @@ def _optimizer(net: RouterNet, options: TrainOptions, pretrained: bool) -> torch
         token_table(net.encoder.backbone).requires_grad_(False)
     slow = options.lr / 10 if pretrained else options.lr
     backbone_lr = options.backbone_lr if options.backbone_lr is not None else slow
+    table_lr = options.table_lr if options.table_lr is not None else options.lr / 10
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = backbone_lr if name.startswith("encoder.backbone.") else options.lr
-        decay = options.weight_decay if parameter.ndim >= 2 and "embed_tokens" not in name else 0.0
+        is_table = "embed_tokens" in name
+        rate = table_lr if is_table else backbone_lr if name.startswith("encoder.backbone.") else options.lr
+        decay = options.weight_decay if parameter.ndim >= 2 and not is_table else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
@@ -269,7 +276,7 @@ def _save_checkpoint(
     path: Path,
     net: RouterNet,
     optimizer: torch.optim.Optimizer,
-    options: TrainOptions,
+    identity: Mapping[str, Any],
     history: History,
     best: dict[str, Tensor],
 ) -> None:
@@ -278,7 +285,7 @@ def _save_checkpoint(
     staging = path.with_suffix(".tmp")
     torch.save(
         {
-            "options": options.to_json(),
+            "identity": dict(identity),
             "history": vars(history),
             "weights": _trainable_state(net),
             "optimizer": optimizer.state_dict(),
@@ -290,13 +297,18 @@ def _save_checkpoint(
 
 
 def _load_checkpoint(
-    path: Path, net: RouterNet, optimizer: torch.optim.Optimizer, options: TrainOptions
+    path: Path, net: RouterNet, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
 ) -> tuple[History, dict[str, Tensor]]:
     if not path.is_file():
         raise RunError(f"{path}: no checkpoint to resume from; start again without --resume")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["options"] != options.to_json():
-        changed = sorted(k for k, v in options.to_json().items() if state["options"].get(k) != v)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise RunError(
+            f"{path}: the checkpoint is damaged ({type(error).__name__}); delete the partial run"
+        ) from None
+    if state["identity"] != identity:
+        changed = sorted(k for k, v in identity.items() if state["identity"].get(k) != v)
         raise RunError(f"{path}: the run was started with other options ({', '.join(changed)}); repeat those")
     net.load_state_dict(state["weights"], strict=False)
     optimizer.load_state_dict(state["optimizer"])

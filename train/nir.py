@@ -164,7 +164,7 @@ def load_published(path: str | os.PathLike[str]) -> Nir:
     try:
         net = _empty_like(state)
         net.load_state_dict(dict(state))
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
         detail = str(error).replace("\n", " ")
         raise RunError(f"{path}: the keys fit neither published NIR shape (interaction, ncf): {detail}") from None
     return net.eval()
@@ -181,4 +181,4 @@ def _empty_like(state: Mapping[str, Tensor]) -> Nir:
         model_width = state["m_proj_mlp.weight"].shape[1]
         hidden = (state["fc_layers.0.weight"].shape[0], state["fc_layers.1.weight"].shape[0])
         return NcfNir(query_width, model_width, projection=projection, hidden=hidden)
-    raise KeyError(f"neither q_proj.0.weight nor q_proj_mlp.weight among {sorted(state)[:6]}")
+    raise KeyError(f"neither q_proj.0.weight nor q_proj_mlp.weight among {sorted(map(str, state))[:6]}")

@@ -19,17 +19,18 @@ class TrainOptions:
     domains: str = "auto"  # auto, dataset, subset, or a mapping file
     min_domain_queries: int = 30
     embedding_width: int = 32
-    max_tokens: int = 256
+    max_tokens: int = 128
     nir: str = "interaction"
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 32
     lr: float = 5e-4  # of the heads and NIR, and of a backbone built from scratch
     backbone_lr: float | None = None  # None: lr from scratch, lr / 10 for pretrained layers
+    table_lr: float | None = None  # of a token table from scratch; None: lr / 10, for it starts from LSA
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0
-    dropout: float = 0.1
-    token_dropout: float = 0.0  # share of tokens hidden from attention and pooling, in training only
+    dropout: float = 0.3
+    token_dropout: float = 0.2  # share of tokens hidden from attention and pooling, in training only
     domain_weight: float = 0.3
     difficulty_weight: float = 0.3
     evaluations_per_epoch: int = 2
@@ -73,4 +74,4 @@ class TrainOptions:
         """The defaults for a backbone: pretrained layers move slowly and need fewer epochs."""
         if backbone == "nano":
             return cls()
-        return cls(backbone=backbone, epochs=2, batch_size=16, max_tokens=128, dropout=0.1, precision="bf16")
+        return cls(backbone=backbone, epochs=2, dropout=0.1, token_dropout=0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def train(
         OutcomesError, PoolError: from preparing the data.
     """
     out = Path(out)
-    partial = _claim(out, resume)
+    partial = _partial_folder(out, resume)
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -77,6 +76,7 @@ def train(
         f"{len(domains.names)} domains"
     )
 
+    partial.mkdir(parents=True, exist_ok=True)
     backbone = _backbone(options, train_rows.queries, partial, resume, progress)
     tokens = TokenSpec(options.max_tokens, backbone.prefix_ids, backbone.suffix_ids, backbone.pad_id, backbone.prompt)
     spec = EncoderSpec(backbone.spec, tokens, domains.names, options.embedding_width, backbone.source)
@@ -96,6 +96,7 @@ def train(
         options,
         pretrained=backbone.pretrained,
         checkpoint=partial / "checkpoint.pt",
+        identity={"data": [s.sha256 for s in outcomes.sources], "pool": list(pool.names), **options.to_json()},
         resume=resume,
         progress=progress,
     )
@@ -131,23 +132,16 @@ def train(
     return run
 
 
-def _claim(out: Path, resume: bool) -> Path:
+def _partial_folder(out: Path, resume: bool) -> Path:
+    """Where the run is made; nothing is written yet, so that unusable data leaves nothing behind."""
     if out.exists():
         raise RunError(f"{out}: exists already; choose another --out, or delete it")
     partial = out.with_name(out.name + ".partial")
-    if resume and not partial.is_dir():
-        raise RunError(f"{partial}: no interrupted run to resume; start without --resume")
-    if not resume and partial.exists():
+    if resume and not (partial / "checkpoint.pt").is_file():
+        raise RunError(f"{partial}: no interrupted run with a checkpoint to resume; start without --resume")
+    if not resume and (partial / "checkpoint.pt").exists():
         raise RunError(f"{partial}: an interrupted run; continue it with --resume, or delete it")
-    partial.mkdir(parents=True, exist_ok=True)
-    return partial
-
-
-def discard_partial(out: str | os.PathLike[str]) -> None:
-    """Remove what an unusable run left, where it never reached a checkpoint."""
-    partial = Path(out).with_name(Path(out).name + ".partial")
-    if partial.is_dir() and not (partial / "checkpoint.pt").exists():
-        shutil.rmtree(partial)
+    return partial  # one that died before its first checkpoint holds nothing to continue: it starts over
 
 
 def _backbone(

@@ -106,7 +106,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     try:
         data = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if data["run_version"] > RUN_VERSION:
-            raise RunError(f"{folder / 'run.json'}: from a newer arllm: pip install --upgrade arllm")
+            raise RunError("from a newer arllm: pip install --upgrade arllm")
         spec = EncoderSpec.from_json(data["encoder"])
         encoder = QueryEncoder(spec)
         encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
@@ -123,7 +123,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
             heldout=_read_heldout(folder / "heldout.jsonl.gz"),
         )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except RunError as error:
+        raise RunError(f"{folder / 'run.json'}: {error}") from None
+    except Exception as error:  # tokenizers raises Exception itself, safetensors and gzip have errors of their own
         raise RunError(f"{folder}: the run folder is damaged: {type(error).__name__}: {error}") from None
 
 
@@ -134,6 +136,8 @@ def _read_heldout(path: Path) -> HeldOut:
             record = json.loads(line)
             queries.append(record["query"])
             rows.append([np.nan if value is None else value for value in record["correct"]])
+    if not queries:
+        raise ValueError(f"{path.name} is empty")
     return HeldOut(tuple(queries), np.array(rows, dtype=np.float32))
 
 

@@ -1,0 +1,187 @@
+"""Tests of export/graphs.py: the traced graphs say what PyTorch says, over batches, lengths, padding and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from arllm.export import graphs
+from arllm.train.encoder import QueryEncoder, pad_batch
+from arllm.train.nir import Nir, build_nir
+
+LENGTHS = (1, 8, 33, 154, 256, 258, 512, 700)  # around the window of 257 and far past it
+NIR_WIDTHS = {"interaction": (4, 3), "ncf": (5, 4), "interaction with an embedding": (12, 3)}
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def batch(size: int, length: int) -> list[NDArray[np.int64]]:
+    """The first query is ``length`` long, the others shorter, down to a single token."""
+    rng = np.random.default_rng(length)
+    lengths = [length, *(max(1, length * k // size - k) for k in range(size - 1))]
+    return [rng.integers(3, 300, size=n) for n in lengths]
+
+
+def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(query vectors, pooled), each query alone and unpadded."""
+    vectors, pooled = [], []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.from_numpy(row)[None]
+            pooled.append(encoder.pool(ids, torch.ones_like(ids)))
+            vectors.append(encoder.heads(pooled[-1]).query_vector)
+    return torch.cat(vectors).numpy(), torch.cat(pooled).numpy()
+
+
+@pytest.mark.parametrize("name", ["nano", "gemma3-270m", "grouped"])
+def test_the_encoder_over_batches_and_lengths(name: str, traced: Callable[[str], Any]) -> None:
+    encoder, folder = traced(name).encoder, traced(name).folder
+    live = session(folder / "encoder.onnx")
+    spread = []
+    for size in (1, 3, 5):
+        for length in LENGTHS:
+            rows = batch(size, length)
+            ids, mask = (tensor.numpy() for tensor in pad_batch(rows, 0))
+            vectors, pooled = live.run(["query_vector", "pooled"], {"input_ids": ids, "attention_mask": mask})
+            want_vectors, want_pooled = by_pytorch(encoder, rows)
+            where = f"batch {size}, length {length}"
+            np.testing.assert_allclose(vectors, want_vectors, rtol=0, atol=1e-4, err_msg=where)
+            np.testing.assert_allclose(pooled, want_pooled, rtol=0, atol=1e-4, err_msg=where)
+            spread.append(want_vectors)
+    assert np.concatenate(spread).std(axis=0).min() > 1e-3  # the queries differ in every entry
+
+
+def test_padded_pytorch_batches_agree_too(traced: Callable[[str], Any]) -> None:
+    encoder = traced("nano").encoder
+    rows = batch(5, 700)
+    with torch.no_grad():
+        padded = encoder(*pad_batch(rows, 0)).query_vector.numpy()
+    np.testing.assert_allclose(padded, by_pytorch(encoder, rows)[0], rtol=0, atol=1e-5)
+
+
+def test_the_window_is_in_the_graph(traced: Callable[[str], Any]) -> None:
+    """With another window PyTorch says something else at 258 tokens and more: the parity above is not vacuous."""
+    encoder: Any = traced("nano").encoder
+    config = encoder.backbone.config
+    short, long = batch(1, 60), batch(1, 512)
+    before = by_pytorch(encoder, short)[1], by_pytorch(encoder, long)[1]
+    window = config.sliding_window
+    try:
+        config.sliding_window = 129
+        after = by_pytorch(encoder, short)[1], by_pytorch(encoder, long)[1]
+    finally:
+        config.sliding_window = window
+    np.testing.assert_allclose(after[0], before[0], rtol=0, atol=1e-6)
+    assert np.abs(after[1] - before[1]).max() > 1e-3
+
+
+def dims(values: Any) -> dict[str, tuple[int, list[str | int]]]:
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in values
+    }
+
+
+def test_names_and_dims_of_the_encoder(traced: Callable[[str], Any]) -> None:
+    graph = onnx.load(str(traced("nano").folder / "encoder.onnx"), load_external_data=False).graph
+    integer, real = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+    assert dims(graph.input) == {
+        "input_ids": (integer, ["batch", "tokens"]),
+        "attention_mask": (integer, ["batch", "tokens"]),
+    }
+    assert dims(graph.output) == {"query_vector": (real, ["batch", 12]), "pooled": (real, ["batch", 256])}
+
+
+def test_files_of_the_encoder(traced: Callable[[str], Any]) -> None:
+    folder = traced("nano").folder
+    assert sorted(path.name for path in folder.iterdir()) == ["encoder.onnx", "weights.bin"]
+    parameters = sum(p.numel() for p in traced("nano").encoder.parameters())
+    assert (folder / "weights.bin").stat().st_size == pytest.approx(4 * parameters, rel=0.02)  # each weight once
+    assert (folder / "encoder.onnx").stat().st_size < 1_000_000
+    model = onnx.load(str(folder / "encoder.onnx"), load_external_data=False)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)  # no traced source paths
+    assert str(Path(graphs.__file__).parent).encode() not in (folder / "encoder.onnx").read_bytes()
+
+
+def test_writing_again_replaces_the_weights(traced: Callable[[str], Any], tmp_path: Path) -> None:
+    model = onnx.load(str(traced("grouped").folder / "encoder.onnx"))
+    sizes = []
+    for _ in range(2):
+        graphs.save(onnx.ModelProto.FromString(model.SerializeToString()), tmp_path / "encoder.onnx")
+        sizes.append((tmp_path / "weights.bin").stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
+# --- NIR ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=list(NIR_WIDTHS))
+def nir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Nir, Path]:
+    """A NIR and its graph, exported while in training mode: exporting turns dropout off."""
+    net = nir_of(request.param).train()
+    return net, graphs.export_nir(net, tmp_path_factory.mktemp("nir"))
+
+
+def nir_of(name: str) -> Nir:
+    torch.manual_seed(4)
+    net = build_nir(name.split()[0], *NIR_WIDTHS[name])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2.0)  # logits of trained size
+    return net
+
+
+def test_nir_over_queries_and_candidates(nir: tuple[Nir, Path]) -> None:
+    net, live = nir[0].eval(), session(nir[1])
+    rng = np.random.default_rng(0)
+    for queries in (1, 3, 16):
+        for candidates in (1, 3, 16):
+            q = rng.random((queries, net.query_width), dtype=np.float32)
+            m = rng.random((candidates, net.model_width), dtype=np.float32)
+            (quality,) = live.run(["quality"], {"query_vectors": q, "model_vectors": m})
+            with torch.no_grad():
+                want = net.all_pairs(torch.from_numpy(q), torch.from_numpy(m)).sigmoid().numpy()
+            assert quality.shape == (queries, candidates)
+            np.testing.assert_allclose(quality, want, rtol=0, atol=1e-5)
+    assert want.std(axis=0).min() > 1e-4
+    assert want.std(axis=1).min() > 1e-4
+
+
+def test_a_projection_of_zeros_has_no_nan_cosine(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    net = nir_of("interaction")
+    state = net.state_dict()
+    state["q_proj.0.bias"].fill_(-9.0)  # ReLU leaves nothing
+    net.load_state_dict(state)
+    live = session(graphs.export_nir(net.eval(), tmp_path))
+    assert capfd.readouterr().out == ""  # stdout belongs to results
+    q, m = np.ones((2, 4), np.float32), np.eye(3, dtype=np.float32)
+    (quality,) = live.run(["quality"], {"query_vectors": q, "model_vectors": m})
+    with torch.no_grad():
+        want = net.all_pairs(torch.from_numpy(q), torch.from_numpy(m)).sigmoid().numpy()
+    np.testing.assert_allclose(quality, want, rtol=0, atol=1e-5)
+
+
+def test_names_and_dims_of_nir(nir: tuple[Nir, Path]) -> None:
+    net, path = nir
+    graph, real = onnx.load(str(path)).graph, onnx.TensorProto.FLOAT
+    assert dims(graph.input) == {
+        "query_vectors": (real, ["batch", net.query_width]),
+        "model_vectors": (real, ["candidates", net.model_width]),
+    }
+    assert dims(graph.output) == {"quality": (real, ["batch", "candidates"])}
+    assert [file.name for file in path.parent.iterdir()] == ["nir.onnx"]

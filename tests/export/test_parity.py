@@ -1,0 +1,278 @@
+"""Tests of export/parity.py: what is measured, what is refused, and that a refused bundle leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arllm.export import bundle as exporting
+from arllm.export import graphs, parity, quantize
+from arllm.export.bundle import export_run
+from arllm.runtime.errors import ExportError, ParityError
+from arllm.runtime.router import Router
+from arllm.train.encoder import QueryEncoder
+from arllm.train.nir import build_nir
+from arllm.train.rundir import Run, read_run
+
+NAN = float("nan")
+QUIET = {"progress": lambda message: None}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path) -> Run:
+    return read_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def reports(run: Run, tiny_bundle: Path) -> dict[str, dict[str, Any]]:
+    """Both variants of the tiny bundle, measured anew on fewer queries."""
+    reference = exporting._reference(run, 40, lambda message: None)
+    return {
+        name: parity.measure(Router.load(tiny_bundle, variant=name), reference) for name in ("cpu-fp32", "cpu-int8")
+    }
+
+
+def test_the_tiny_bundle_is_within_its_bounds(reports: dict[str, dict[str, Any]]) -> None:
+    for name, report in reports.items():
+        parity.check(report, name, name.removeprefix("cpu-"))
+        assert report["queries"] == 40 + 26  # and cuts and joins of every length
+    fp32, int8 = reports["cpu-fp32"], reports["cpu-int8"]
+    assert fp32["query_vector_max_difference"] < 1e-5
+    assert fp32["padded_batch_max_difference"] < 1e-5
+    assert int8["query_vector_max_difference"] > 1e-5  # int8 was measured, not fp32 twice
+    assert int8["pooled_centred_cosine"]["mean"] < fp32["pooled_centred_cosine"]["mean"]
+
+
+def test_the_centred_cosine_is_the_harder_one(reports: dict[str, dict[str, Any]]) -> None:
+    for report in reports.values():
+        assert report["pooled_centred_cosine"]["min"] <= report["pooled_centred_cosine"]["mean"] <= 1 + 1e-6
+        assert report["pooled_centred_cosine"]["mean"] <= report["pooled_cosine"]["mean"] + 1e-6
+
+
+# Path into a report, and a value just past its bound.
+FP32_BOUNDS: list[tuple[tuple[str, ...], float]] = [
+    (("query_vector_max_difference",), 1.1e-4),
+    (("padded_batch_max_difference",), 1.1e-4),
+    (("policies", "nir", "quality_max_difference"), 1.1e-4),
+    (("policies", "hdp", "quality_max_difference"), 1.1e-4),
+    (("policies", "hdp-paper", "differing_choices"), 1),
+    (("policies", "nir", "differing_choices"), 1),
+    (("near_ties", "nir", "quality_max_difference"), 1.1e-4),
+    (("near_ties", "nir", "differing_choices"), 1),
+]
+INT8_BOUNDS: list[tuple[tuple[str, ...], float]] = [
+    (("policies", "nir", "mean_regret"), 2.1e-3),
+    (("policies", "hdp", "mean_regret"), 2.1e-3),
+    (("near_ties", "nir", "mean_regret"), 2.1e-3),
+    (("policies", "nir", "accuracy_loss"), 3.1e-3),
+    (("policies", "hdp", "accuracy_loss"), 3.1e-3),
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "path", "value"),
+    [("cpu-fp32", *bound) for bound in FP32_BOUNDS] + [("cpu-int8", *bound) for bound in INT8_BOUNDS],
+)
+def test_each_bound_is_held(
+    variant: str, path: tuple[str, ...], value: float, reports: dict[str, dict[str, Any]]
+) -> None:
+    for doctored in (value, NAN, math.inf):
+        report = copy.deepcopy(reports[variant])
+        part = report
+        for key in path[:-1]:
+            part = part[key]
+        assert part[path[-1]] < value  # else the report would be refused as it is
+        part[path[-1]] = doctored
+        with pytest.raises(ParityError, match=f"variant {variant}: .* bound") as caught:
+            parity.check(report, variant, variant.removeprefix("cpu-"))
+        assert f"{doctored:.3g}" in str(caught.value)
+
+
+def test_a_bound_that_is_just_met_passes(reports: dict[str, dict[str, Any]]) -> None:
+    report = copy.deepcopy(reports["cpu-int8"])
+    report["policies"]["nir"].update(mean_regret=0.002, accuracy_loss=0.003)
+    report["policies"]["hdp"]["accuracy_loss"] = None  # nothing was evaluated
+    parity.check(report, "cpu-int8", "int8")
+    report = copy.deepcopy(reports["cpu-fp32"])
+    report["query_vector_max_difference"] = 1e-4
+    parity.check(report, "cpu-fp32", "fp32")
+
+
+# --- one comparison, by hand --------------------------------------------------------------------------------
+
+
+def compared(expected: Any, actual: Any, outcomes: Any = None) -> dict[str, Any]:
+    """Two candidates of normalized cost 0 and 1."""
+    costs = np.array([0.0, 1.0])
+    return parity._compare(
+        np.array(expected), np.array(actual), costs, None if outcomes is None else np.array(outcomes)
+    )
+
+
+def test_equal_qualities_compare_as_equal() -> None:
+    quality = [[0.2, 0.9], [0.5, 0.5]]
+    figures = compared(quality, quality, [[0.0, 1.0], [1.0, NAN]])
+    assert (figures["quality_max_difference"], figures["mean_regret"], figures["differing_choices"]) == (0.0, 0.0, 0)
+    assert (figures["agreement"], figures["accuracy_loss"]) == (1.0, 0.0)
+    assert figures["distinct_choices"] == figures["distinct_choices_pytorch"] == 2
+    assert figures["accuracy_at_beta_0"] == 1.0  # the dear one for the first query, the cheap one for the second
+
+
+def test_regret_is_what_pytorch_loses_by_the_variants_choice() -> None:
+    """PyTorch: 0.2 and 0.6 of quality, so the dear candidate while (1 - b) * 0.4 > b: b up to 0.25.
+
+    The variant sees no difference and takes the cheap one throughout. Lost: (1 - b) * 0.4 - b.
+    """
+    figures = compared([[0.2, 0.6]], [[0.5, 0.5]], [[0.0, 1.0]])
+    lost = [max(0.0, (1 - beta) * 0.4 - beta) for beta in np.arange(21) * 0.05]
+    assert figures["mean_regret"] == pytest.approx(np.mean(lost))
+    assert figures["differing_choices"] == 6  # 0, 0.05, … 0.25
+    assert figures["agreement"] == pytest.approx(15 / 21)
+    assert (figures["distinct_choices"], figures["distinct_choices_pytorch"]) == (1, 2)
+    assert figures["quality_max_difference"] == pytest.approx(0.3)
+    assert figures["accuracy_loss"] == pytest.approx(6 / 21)
+    assert (figures["accuracy_at_beta_0"], figures["accuracy_at_beta_0_pytorch"]) == (0.0, 1.0)
+
+
+def test_a_numeric_tie_is_no_differing_choice() -> None:
+    figures = compared([[0.5, 0.5001]], [[0.5, 0.4999]])
+    assert figures["differing_choices"] == 0
+    assert figures["agreement"] < 1.0
+    assert compared([[0.5, 0.51]], [[0.5, 0.49]])["differing_choices"] > 0
+
+
+def test_quality_that_is_nan_is_never_within_bounds() -> None:
+    figures = compared([[0.5, 0.6]], [[NAN, NAN]])
+    report = {"policies": {"nir": figures}, "near_ties": {}}
+    for precision in ("fp32", "int8"):
+        with pytest.raises(ParityError):
+            parity.check({**report, "queries": 1}, "cpu", precision)
+
+
+def test_a_choice_that_nobody_evaluated_leaves_accuracy_out() -> None:
+    """At beta 1 the cheap candidate is chosen throughout; if it has no held-out outcome, that is no failure."""
+    figures = compared([[0.1, 0.9]], [[0.1, 0.9]], [[NAN, 1.0]])
+    assert figures["accuracy_loss"] == 0.0
+    assert figures["accuracy_at_beta_0"] == 1.0
+    nothing = compared([[0.1, 0.9]], [[0.1, 0.9]], [[NAN, NAN]])
+    assert nothing["accuracy_loss"] is None
+    assert nothing["accuracy_at_beta_0"] is None
+    json.dumps(nothing, allow_nan=False)
+
+
+def test_near_ties_are_twins_of_equal_cost(run: Run) -> None:
+    vectors, costs = run.pool.vectors(), np.arange(len(run.pool)) / len(run.pool)
+    twins, twin_costs = parity._near_ties(vectors, costs)
+    assert len(twins) == len(twin_costs) == 2 * len(run.pool)
+    np.testing.assert_array_equal(twins[::2], vectors)
+    np.testing.assert_array_equal(twin_costs[::2], twin_costs[1::2])
+    gap = np.abs(twins[1::2] - twins[::2])
+    assert 1e-4 < gap.mean() < 2e-3
+    assert twins.min() >= 0.0
+    assert twins.max() <= 1.0
+
+
+# --- what a refusal leaves ----------------------------------------------------------------------------------
+
+
+def reuse_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the encoder's graphs from the tiny bundle: tracing them again would show nothing new."""
+
+    def encoder(variant: str, folder: Path) -> Path:
+        for name in ("encoder.onnx", "weights.bin"):
+            shutil.copyfile(bundle / variant / name, folder / name)
+        return folder / "encoder.onnx"
+
+    monkeypatch.setattr(graphs, "export_encoder", lambda _, folder: encoder("cpu-fp32", folder))
+    monkeypatch.setattr(quantize, "quantize_encoder", lambda _, folder: encoder("cpu-int8", folder))
+
+
+def another_encoder(encoder: QueryEncoder, folder: Path) -> Path:
+    torch.manual_seed(99)
+    return REAL_ENCODER(QueryEncoder(encoder.spec).eval(), folder)
+
+
+def another_nir(nir: Any, folder: Path) -> Path:
+    torch.manual_seed(99)
+    return REAL_NIR(build_nir(nir.shape, nir.query_width, nir.model_width).eval(), folder)
+
+
+REAL_ENCODER, REAL_NIR = graphs.export_encoder, graphs.export_nir
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "broken"),
+    [("cpu-fp32", "export_encoder", another_encoder), ("cpu-int8", "export_nir", another_nir)],
+)
+def test_a_broken_graph_is_refused_and_leaves_nothing(
+    variant: str,
+    name: str,
+    broken: Any,
+    run: Run,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reuse_graphs(tiny_bundle, monkeypatch)
+    monkeypatch.setattr(graphs, name, broken)
+    with pytest.raises(ParityError, match=f"variant {variant}: nir policies.*not published"):
+        export_run(run, tmp_path / "out", variants=(variant,), verify_queries=20, **QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(encoder: QueryEncoder, folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graphs, "export_encoder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run, tmp_path / "out", verify_queries=1, **QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_refused_untouched(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text("mine")
+    said: list[str] = []
+    with pytest.raises(ExportError, match="exists already; a bundle is never changed in place"):
+        export_run(run, out, verify_queries=1, progress=said.append)
+    assert said == []  # at once, not after minutes of encoding
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "manifest.json"]
+    assert (out / "manifest.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("variants", [(), ("cpu-int4",), ("cpu-fp32", "fp16")])
+def test_unknown_variants_name_the_choices(variants: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cpu-int8, cpu-fp32"):
+        export_run(run, tmp_path / "out", variants=variants, **QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- parity.json --------------------------------------------------------------------------------------------
+
+
+def test_parity_json_has_every_figure(tiny_bundle: Path) -> None:
+    data = json.loads((tiny_bundle / "parity.json").read_text())
+    assert data["betas"] == [round(0.05 * k, 2) for k in range(21)]
+    assert set(data["variants"]) == {"cpu-int8", "cpu-fp32"}
+    for report in data["variants"].values():
+        assert {"mean", "min"} == set(report["pooled_centred_cosine"]) == set(report["pooled_cosine"])
+        assert report["queries"] >= 40
+        for key in ("query_vector_max_difference", "pooled_max_difference", "padded_batch_max_difference"):
+            assert math.isfinite(report[key])
+        assert set(report["policies"]) == set(report["near_ties"]) == {"nir", "hdp", "hdp-paper"}
+        for figures in report["policies"].values():
+            for key in ("mean_regret", "agreement", "distinct_choices", "quality_max_difference", "accuracy_loss"):
+                assert math.isfinite(figures[key])
+            assert figures["distinct_choices_pytorch"] >= 1
+            assert 0.0 < figures["accuracy_at_beta_0"] <= 1.0
+    assert data["variants"]["cpu-fp32"]["policies"]["nir"]["distinct_choices"] > 1

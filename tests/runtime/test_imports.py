@@ -1,0 +1,163 @@
+"""Tests of the import rules: what arllm.runtime brings in, which way imports point, what needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import arllm.runtime
+from arllm.runtime.errors import MissingExtraError
+
+ROOT = Path(arllm.runtime.__file__).resolve().parents[1]
+
+# What a gateway's process gets. onnxruntime depends on flatbuffers and protobuf, and tokenizers on huggingface_hub,
+# but deciding imports none of them.
+ALLOWED = {"arllm", "numpy", "onnxruntime", "tokenizers"}
+OF_THE_INSTALLATION = {"sitecustomize", "usercustomize"}  # hooks of the environment, not of a package
+FORBIDDEN = {"torch", "transformers", "pandas", "onnx", "click", "sklearn", "scipy", "safetensors", "optimum"}
+
+TORCH_FREE = [
+    "arllm.train",
+    "arllm.train.domains",
+    "arllm.train.hdp",
+    "arllm.train.metrics",
+    "arllm.train.outcomes",
+    "arllm.train.pools",
+    "arllm.train.records",
+    "arllm.train.synthetic",
+]
+
+
+def modules_after(code: str, *flags: str) -> set[str]:
+    """Top-level modules that ``code`` brings into a fresh interpreter, the standard library left out."""
+    report = "import json\nprint(json.dumps(sorted(set(sys.modules) - before)))"
+    script = f"import sys\nbefore = set(sys.modules)\n{code}\n{report}"
+    result = subprocess.run([sys.executable, *flags, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    names = {name.partition(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+    return {name for name in names if name not in sys.stdlib_module_names and not name.startswith("__editable__")}
+
+
+def test_the_runtime_brings_in_numpy_onnxruntime_and_tokenizers_alone() -> None:
+    found = modules_after("import arllm.runtime\narllm.runtime.Router", "-I")
+    assert found >= {"arllm", "numpy", "onnxruntime", "tokenizers"}
+    assert found - ALLOWED - OF_THE_INSTALLATION == set()
+    assert not found & FORBIDDEN
+
+
+def test_the_doctor_and_conformance_bring_in_no_more() -> None:
+    found = modules_after("import arllm.runtime.doctor, arllm.runtime.conformance, arllm.runtime.tables", "-I")
+    assert found - ALLOWED - OF_THE_INSTALLATION == set()
+
+
+def test_training_can_share_the_rule_without_an_onnx_runtime() -> None:
+    names = ("decision", "tokens", "pool", "bundle", "quality", "errors", "tables")
+    found = modules_after("import " + ", ".join(f"arllm.runtime.{name}" for name in names), "-I")
+    assert "onnxruntime" not in found
+    assert modules_after("import arllm.runtime", "-I") - OF_THE_INSTALLATION <= {"arllm"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["export", "--help"], ["route", "--help"], ["doctor", "--help"]]
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import contextlib, io\nfrom arllm.cli import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()):\n    main({arguments!r}, standalone_mode=False)"
+    )
+    found = modules_after(code)
+    assert "click" in found
+    assert not found & {"torch", "transformers", "onnxruntime", "onnx", "pandas", "scipy", "sklearn", "tokenizers"}
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_evaluation_and_pool_work_need_no_torch(module: str) -> None:
+    found = modules_after(f"import {module}", "-I")
+    assert "arllm" in found
+    assert not found & {"torch", "transformers", "onnx", "onnxruntime", "safetensors"}
+
+
+def test_training_needs_no_onnx_runtime() -> None:
+    pytest.importorskip("torch")
+    modules_after(
+        'sys.modules["onnxruntime"] = None\nimport arllm.train.pipeline'
+    )  # the extra train doesn't bring it
+
+
+def test_all_names_resolve() -> None:
+    assert arllm.runtime.__all__ == sorted(arllm.runtime.__all__)
+    assert dir(arllm.runtime) == arllm.runtime.__all__
+    for name in arllm.runtime.__all__:
+        value = getattr(arllm.runtime, name)
+        assert value.__name__ == name
+        assert value.__module__.startswith("arllm.runtime.")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"module 'arllm\.runtime' has no attribute 'Nothing'"):
+        arllm.runtime.Nothing  # noqa: B018
+    assert not hasattr(arllm.runtime, "np")
+    with pytest.raises(ImportError):
+        exec("from arllm.runtime import Nothing")
+
+
+def test_a_missing_onnxruntime_names_the_extra() -> None:
+    code = """
+import sys
+sys.modules["onnxruntime"] = None  # as if it were not installed
+import arllm.runtime
+try:
+    arllm.runtime.Router
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(MissingExtraError.__name__)
+    assert 'pip install "arllm[cpu]"' in result.stdout
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, inside functions and TYPE_CHECKING blocks too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.add(str(node.module))
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("folder", "banned"),
+    [
+        ("runtime", ("arllm.train", "arllm.export", "arllm.cli", "torch", "transformers", "pandas", "onnx", "click")),
+        ("train", ("arllm.export", "arllm.cli", "onnx", "onnxruntime", "click")),
+        ("export", ("arllm.cli", "click")),
+    ],
+)
+def test_imports_point_one_way(folder: str, banned: tuple[str, ...]) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert len(files) > 3
+    for path in files:
+        if "gateways" in path.parts:
+            continue  # each has its own extra
+        for name in imported(path):
+            assert not any(name == bad or name.startswith(f"{bad}.") for bad in banned), f"{path}: imports {name}"
+            top = name.partition(".")[0]
+            assert top not in ("runtime", "train", "export", "cli"), (
+                f"{path}: imports {name}, a second copy of arllm's"
+            )
+
+
+def test_the_cli_imports_the_heavy_halves_inside_its_commands() -> None:
+    tree = ast.parse((ROOT / "cli.py").read_text(encoding="utf-8"))
+    top = {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith(("arllm.train", "arllm.export")) for name in top)
+    assert {name for name in top if name.startswith("arllm.")} <= {"arllm.runtime", "arllm.runtime.errors"}
