@@ -59,7 +59,9 @@ def main() -> None:
 @click.option("--embedding-width", type=int, help="Learned part of the query vector; 0 = none.  [default: 32]")
 @click.option("--vocab-size", type=int, help="Of nano's own tokenizer.  [default: 16000]")
 @click.option("--max-tokens", type=int, help="Tokens read of a query.")
-@click.option("--epochs", type=int)
+@click.option("--head-epochs", type=int, help="Epochs with the backbone at rest.  [default: 15]")
+@click.option("--head-lr", type=float)
+@click.option("--epochs", type=int, help="Epochs of everything; 0 = the backbone stays as it is.  [default: 2]")
 @click.option("--batch-size", type=int)
 @click.option("--lr", type=float, help="Of the heads, NIR and a backbone from scratch.")
 @click.option("--backbone-lr", type=float, help="Of pretrained layers.  [default: a tenth of --lr]")
@@ -163,10 +165,14 @@ def export(
     with _extra("export", "arllm export"):
         from arllm.export.bundle import VARIANTS, export_run
         from arllm.export.published import export_checkpoint
-        from arllm.train.pools import read_pool
+        from arllm.train.pools import models_info_domains, read_pool
         from arllm.train.rundir import read_run
     if nir_checkpoint is not None and domains and pool:
-        report = export_checkpoint(nir_checkpoint, domains.split(","), read_pool(pool), out, progress=_progress)
+        named = tuple(name.strip() for name in domains.split(","))
+        vectors_of = models_info_domains(pool)
+        report = export_checkpoint(
+            nir_checkpoint, named, read_pool(pool), out, vector_domains=vectors_of, progress=_progress
+        )
     else:
         report = export_run(
             read_run(str(run)),

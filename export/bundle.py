@@ -7,9 +7,8 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +26,7 @@ from arllm.runtime.pool import Pool
 from arllm.runtime.router import Router
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.rundir import Run, versions, write_json
+from arllm.train.staging import staged_folder
 
 Progress = Callable[[str], None]
 VARIANTS = {"cpu-int8": "int8", "cpu-fp32": "fp32"}  # in order of preference for "auto"
@@ -82,7 +82,7 @@ def export_run(
         pool=run.pool,
         metrics=run.metrics,
     )
-    with staging_folder(out) as staging:
+    with bundle_folder(out) as staging:
         reference = _reference(run, verify_queries, progress)
         run.tokenizer.save(str(staging / "tokenizer.json"))
         fp32 = staging / "cpu-fp32"
@@ -215,26 +215,15 @@ def _graph(staging: Path, path: str) -> dict[str, Any]:
     return {"path": path, "inputs": tensors(graph.input), "outputs": tensors(graph.output)}
 
 
-@contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that is renamed to it on success and removed on any failure.
+def bundle_folder(out: Path) -> AbstractContextManager[Path]:
+    """A staging folder that becomes the bundle ``out``.
 
     Raises:
         ExportError: ``out`` exists: a bundle is immutable.
     """
     if out.exists():
         raise ExportError(f"{out}: exists already; a bundle is never changed in place: choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp's 0700 would shut out the gateway's user
-        for path in staging.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        os.rename(staging, out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    return staged_folder(out)
 
 
 def _size(folder: Path) -> int:

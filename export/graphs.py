@@ -31,8 +31,8 @@ class _EncoderGraph(nn.Module):
         self.encoder = encoder
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.encoder.pool(input_ids, attention_mask)
-        return self.encoder.heads(pooled).query_vector, pooled
+        views = self.encoder.views(input_ids, attention_mask)
+        return self.encoder.heads(torch.cat(views, dim=-1)).query_vector, views[0]
 
 
 class _NirGraph(nn.Module):

@@ -63,9 +63,9 @@ def encode_reference(
     vectors, pooled = [], []
     for row in ids:
         one = torch.from_numpy(row)[None]
-        hidden = encoder.pool(one, torch.ones_like(one))
-        vectors.append(encoder.heads(hidden).query_vector[0].numpy())
-        pooled.append(hidden[0].numpy())
+        views = encoder.views(one, torch.ones_like(one))
+        vectors.append(encoder.heads(torch.cat(views, dim=-1)).query_vector[0].numpy())
+        pooled.append(views[0][0].numpy())
     return np.stack(vectors), np.stack(pooled)
 
 

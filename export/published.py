@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from arllm.export import graphs, parity
-from arllm.export.bundle import Content, finish_vector_bundle, staging_folder
+from arllm.export.bundle import Content, bundle_folder, finish_vector_bundle
 from arllm.runtime.bundle import sha256_of
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Pool
@@ -31,13 +31,18 @@ def export_checkpoint(
     pool: Pool,
     out: str | os.PathLike[str],
     *,
+    vector_domains: Sequence[str] | None = None,
     progress: Progress = lambda message: print(message, file=sys.stderr),
 ) -> dict[str, Any]:
     """Export a published NIR checkpoint with a pool whose model vectors follow ``domains``.
 
+    Args:
+        vector_domains: what the pool file itself calls its vectors' entries, where it does.
+
     Raises:
         RunError: the checkpoint fits neither published shape.
-        ExportError: the widths of checkpoint, domains and pool disagree, or ``out`` exists.
+        ExportError: the widths of checkpoint, domains and pool disagree, ``domains`` orders the pool's own names
+            otherwise, or ``out`` exists.
         ParityError: the graph differs from PyTorch by more than its bound.
     """
     out, checkpoint = Path(out), Path(checkpoint)
@@ -56,6 +61,11 @@ def export_checkpoint(
             f"{checkpoint}: expects model vectors of {net.model_width} entries, the pool's have {vectors.shape[1]}, "
             f"--domains names {width}: all three must be equal"
         )
+    if vector_domains is not None and set(vector_domains) == set(domains) and tuple(vector_domains) != tuple(domains):
+        raise ExportError(
+            f"--domains orders them {', '.join(domains)}, the pool's model vectors {', '.join(vector_domains)}: "
+            "the checkpoint's order of training must be both"
+        )
     rng = np.random.default_rng(0)
     probabilities = np.concatenate([rng.dirichlet(np.ones(width), 400), np.eye(width)])
     difficulty = rng.random((len(probabilities), 1))
@@ -71,7 +81,7 @@ def export_checkpoint(
         pool=pool,
         metrics={},
     )
-    with staging_folder(out) as staging:
+    with bundle_folder(out) as staging:
         folder = staging / "cpu-fp32"
         folder.mkdir()
         graphs.export_nir(net, folder)

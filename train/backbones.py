@@ -6,14 +6,12 @@ Knows nothing about outcomes, heads or training. Works with transformers 4.57 an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
@@ -145,35 +143,6 @@ def _rope_arguments(config_class: type, spec: GemmaSpec, scaled: dict[str, Any] 
 def token_table(model: nn.Module) -> nn.Parameter:
     """The (vocabulary, width) token embeddings of a Gemma3TextModel."""
     return model.get_parameter("embed_tokens.weight")
-
-
-def init_token_table(model: nn.Module, ids: Sequence[NDArray[np.int64]], seed: int) -> None:
-    """Start a scratch token table from latent semantic analysis of the training queries instead of noise.
-
-    The right singular vectors of the tf-idf matrix (queries × tokens), a row a token, each of norm 1. Tokens
-    that occur in the same queries start out alike, which a few thousand queries can't teach a table otherwise.
-    Source: Deerwester et al. 1990, "Indexing by LSA".
-    """
-    from scipy.sparse import csr_matrix
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfTransformer
-
-    table = token_table(model)
-    vocabulary, width = table.shape
-    rows = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
-    counts = csr_matrix((np.ones(len(rows), np.float32), (rows, np.concatenate(ids))), (len(ids), vocabulary))
-    weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
-    rank = min(width, min(weighted.shape) - 1)
-    svd = TruncatedSVD(rank, random_state=seed).fit(weighted)
-    # Past the rank of the data the singular vectors are noise, on tokens of no query too.
-    real = svd.singular_values_ > 1e-5 * svd.singular_values_[0]
-    factors = np.where(real[:, None], svd.components_, 0.0).T  # (vocabulary, rank)
-    norms = np.linalg.norm(factors, axis=1, keepdims=True)
-    occurs = np.asarray(counts.sum(axis=0)).ravel() > 0
-    seen = occurs & (norms[:, 0] > 1e-8)  # tokens of no training query keep their random row
-    with torch.no_grad():
-        start = torch.from_numpy((factors / np.maximum(norms, 1e-8)).astype(np.float32))
-        table[torch.from_numpy(seen), :rank] = start[torch.from_numpy(seen)]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int = NANO_VOCABULARY) -> Tokenizer:

@@ -5,7 +5,7 @@ Knows nothing about candidates or training data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ class EncoderSpec:
     domains: tuple[str, ...]
     embedding_width: int  # 0 = the query vector is domains and difficulty alone
     source: Mapping[str, str] = field(default_factory=dict)
+    body_width: int = 256  # of the hidden layer between the views and the heads
 
     @property
     def query_width(self) -> int:
@@ -40,6 +41,7 @@ class EncoderSpec:
             "domains": list(self.domains),
             "embedding_width": self.embedding_width,
             "source": dict(self.source),
+            "body_width": self.body_width,
         }
 
     @classmethod
@@ -50,6 +52,7 @@ class EncoderSpec:
             domains=tuple(data["domains"]),
             embedding_width=int(data["embedding_width"]),
             source=dict(data["source"]),
+            body_width=int(data["body_width"]),
         )
 
 
@@ -62,36 +65,62 @@ class Encoded(NamedTuple):
 
 
 class QueryEncoder(nn.Module):
-    """``[softmax(domain logits), sigmoid(difficulty logit), embedding]`` of the masked mean of the last layer."""
+    """``[softmax(domain logits), sigmoid(difficulty logit), embedding]`` of two views of a query.
+
+    One is the masked mean of the backbone's last layer; the other the idf-weighted mean of the token table's rows,
+    which a few thousand outcomes teach sooner than they teach layers. Both are standardized, go through one
+    hidden layer (``body``), then into the heads.
+
+    ``token_weight`` (vocabulary,), ``center`` and ``scale`` (2 * width,) are statistics of the training queries:
+    see :mod:`arllm.train.lexical` and :func:`arllm.train.heads.fit_heads`.
+    """
+
+    token_weight: Tensor
+    center: Tensor
+    scale: Tensor
 
     def __init__(self, spec: EncoderSpec, backbone: nn.Module | None = None, dropout: float = 0.1) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = build_model(spec.backbone) if backbone is None else backbone
-        width = spec.backbone.hidden_size
-        self.dropout = nn.Dropout(dropout)
-        self.domain_head = nn.Linear(width, len(spec.domains))
-        self.difficulty_head = nn.Linear(width, 1)
-        self.embedding_head = nn.Linear(width, spec.embedding_width) if spec.embedding_width else None
+        width, hidden = spec.backbone.hidden_size, spec.body_width
+        self.register_buffer("token_weight", torch.ones(spec.backbone.vocab_size))
+        self.register_buffer("center", torch.zeros(2 * width))
+        self.register_buffer("scale", torch.ones(2 * width))
+        self.body = nn.Sequential(
+            nn.Dropout(dropout / 2), nn.Linear(2 * width, hidden), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.domain_head = nn.Linear(hidden, len(spec.domains))
+        self.difficulty_head = nn.Linear(hidden, 1)
+        self.embedding_head = nn.Linear(hidden, spec.embedding_width) if spec.embedding_width else None
 
-    def pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean of the last layer over the unmasked tokens: ids and mask (B, S) int64 → (B, width) float32."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(torch.float32)  # (B, S, 1)
-        summed: Tensor = (hidden.to(torch.float32) * weight).sum(dim=1)
-        return summed / weight.sum(dim=1).clamp(min=1.0)
+    def views(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Both views of queries, (B, width) float32 each; ids and mask (B, S) int64.
 
-    def heads(self, pooled: Tensor) -> Encoded:
-        """The heads on pooled vectors (B, width)."""
-        domain_logits = self.domain_head(pooled)
-        difficulty_logit = self.difficulty_head(pooled)
+        The first is the mean of the last layer over the unmasked tokens, the second the weighted mean of their
+        rows of the token table, of norm sqrt(width).
+        """
+        rows = self.backbone.get_submodule("embed_tokens")(input_ids)  # (B, S, width)
+        hidden = self.backbone(inputs_embeds=rows, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(torch.float32)  # (B, S, 1)
+        pooled = (hidden.to(torch.float32) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+        weight = self.token_weight[input_ids].unsqueeze(-1) * mask
+        summed = (rows.to(torch.float32) * weight).sum(dim=1)
+        norm = summed.square().mean(dim=-1, keepdim=True).sqrt()
+        return pooled, summed / norm.clamp(min=1e-6)
+
+    def heads(self, views: Tensor) -> Encoded:
+        """The heads on both views side by side, (B, 2 * width)."""
+        hidden = self.body((views - self.center) / self.scale)
+        domain_logits = self.domain_head(hidden)
+        difficulty_logit = self.difficulty_head(hidden)
         parts = [domain_logits.softmax(dim=-1), difficulty_logit.sigmoid()]
         if self.embedding_head is not None:
-            parts.append(self.embedding_head(pooled))
+            parts.append(self.embedding_head(hidden))
         return Encoded(torch.cat(parts, dim=-1), domain_logits, difficulty_logit.squeeze(-1))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
-        return self.heads(self.dropout(self.pool(input_ids, attention_mask)))
+        return self.heads(torch.cat(self.views(input_ids, attention_mask), dim=-1))
 
 
 def pad_batch(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -110,12 +139,32 @@ def encode_all(
     encoder: QueryEncoder, rows: Sequence[NDArray[np.int64]], *, batch_size: int = 64
 ) -> NDArray[np.float32]:
     """Query vectors (N, Q) float32 of tokenized queries, batched by length, in the given order."""
+    width = encoder.spec.query_width
+    return _by_length(encoder, rows, lambda ids, mask: encoder(ids, mask).query_vector, width, batch_size)
+
+
+@torch.inference_mode()
+def view_all(
+    encoder: QueryEncoder, rows: Sequence[NDArray[np.int64]], *, batch_size: int = 64
+) -> NDArray[np.float32]:
+    """Both views (N, 2 * width) float32 of tokenized queries, in the given order."""
+    width = 2 * encoder.spec.backbone.hidden_size
+    return _by_length(encoder, rows, lambda ids, mask: torch.cat(encoder.views(ids, mask), dim=-1), width, batch_size)
+
+
+def _by_length(
+    encoder: QueryEncoder,
+    rows: Sequence[NDArray[np.int64]],
+    function: Callable[[Tensor, Tensor], Tensor],
+    width: int,
+    batch_size: int,
+) -> NDArray[np.float32]:
     encoder.eval()
-    device = next(encoder.parameters()).device
-    out = np.empty((len(rows), encoder.spec.query_width), dtype=np.float32)
+    device = encoder.center.device
+    out = np.empty((len(rows), width), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         ids, mask = pad_batch([rows[i] for i in index], encoder.spec.tokens.pad_id)
-        out[index] = encoder(ids.to(device), mask.to(device)).query_vector.cpu().numpy()
+        out[index] = function(ids.to(device), mask.to(device)).float().cpu().numpy()
     return out

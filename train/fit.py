@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from arllm.runtime.errors import RunError
 from arllm.train.backbones import token_table
-from arllm.train.encoder import QueryEncoder, pad_batch
+from arllm.train.encoder import Encoded, QueryEncoder, pad_batch
 from arllm.train.nir import Nir
 from arllm.train.options import TrainOptions
 
@@ -74,8 +74,15 @@ def masked_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 def losses(net: RouterNet, batch: tuple[Tensor, ...], model_vectors: Tensor) -> dict[str, Tensor]:
     """The three losses of a batch (ids, mask, correct, domain, difficulty)."""
-    ids, mask, correct, domain, difficulty = batch
-    encoded = net.encoder(ids, mask)
+    ids, mask, *targets = batch
+    return losses_of(net, net.encoder(ids, mask), tuple(targets), model_vectors)
+
+
+def losses_of(
+    net: RouterNet, encoded: Encoded, targets: tuple[Tensor, ...], model_vectors: Tensor
+) -> dict[str, Tensor]:
+    """The three losses of encoded queries against (correct, domain, difficulty)."""
+    correct, domain, difficulty = targets
     logits = net.nir.all_pairs(encoded.query_vector, model_vectors)  # (B, M): every candidate in one call
     known = domain >= 0
     return {
@@ -85,6 +92,13 @@ def losses(net: RouterNet, batch: tuple[Tensor, ...], model_vectors: Tensor) -> 
         else logits.sum() * 0.0,
         "difficulty": masked_bce(encoded.difficulty_logit.float(), difficulty),
     }
+
+
+def total_loss(parts: dict[str, Tensor], options: TrainOptions) -> Tensor:
+    """The weighted sum that is minimized."""
+    return (
+        parts["correct"] + options.domain_weight * parts["domain"] + options.difficulty_weight * parts["difficulty"]
+    )
 
 
 def batches_of_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -148,6 +162,9 @@ def fit(
     if resume:
         history, best = _load_checkpoint(checkpoint, net, optimizer, identity)
         progress(f"resumed at step {history.step} of {total}")
+    else:  # what the first phase reached: the layers must better it
+        best = _evaluate(net, val, vectors, options, history, best)
+        progress(_progress_line(history, total))
     pad_id = net.encoder.spec.tokens.pad_id
     started, first_step, running = time.monotonic(), history.step, 0.0
 
@@ -161,13 +178,9 @@ def fit(
             batch = (batch[0], batch[1] * keep, *batch[2:])
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * learning_rate(step, total, options.warmup)
-        with _autocast(device, options.precision):
+        with autocast(device, options.precision):
             parts = losses(net, batch, vectors)
-        loss = (
-            parts["correct"]
-            + options.domain_weight * parts["domain"]
-            + options.difficulty_weight * parts["difficulty"]
-        )
+        loss = total_loss(parts, options)
         if not bool(torch.isfinite(loss)):
             raise RunError(f"the loss is {loss.item()} at step {step}: lower --lr, or use --precision fp32")
         optimizer.zero_grad(set_to_none=True)
@@ -183,16 +196,8 @@ def fit(
                 f"step {history.step}/{total} loss {running:.4f}, about {pace * (total - history.step):.0f} s left"
             )
         if history.step in evaluate_at or history.step == total:
-            record = validation_losses(net, val, vectors, options)
-            record["step"] = history.step
-            history.evaluations.append(record)
-            if record["correct"] < history.best_loss:
-                history.best_loss, history.best_step = record["correct"], history.step
-                best = _trainable_state(net)
-            progress(
-                f"step {history.step}/{total} validation: correct {record['correct']:.4f}, domain "
-                f"{record['domain']:.4f}, difficulty {record['difficulty']:.4f}; best at step {history.best_step}"
-            )
+            best = _evaluate(net, val, vectors, options, history, best)
+            progress(_progress_line(history, total))
             stale = sum(1 for r in history.evaluations if r["step"] > history.best_step)
             if stale >= options.patience and history.step < total:
                 history.stopped_early = True
@@ -207,6 +212,32 @@ def fit(
     return history
 
 
+def _evaluate(
+    net: RouterNet,
+    val: Examples,
+    vectors: Tensor,
+    options: TrainOptions,
+    history: History,
+    best: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Append a record to the history; return the weights of the best so far."""
+    record = validation_losses(net, val, vectors, options)
+    record["step"] = history.step
+    history.evaluations.append(record)
+    if record["correct"] < history.best_loss:
+        history.best_loss, history.best_step = record["correct"], history.step
+        return _trainable_state(net)
+    return best
+
+
+def _progress_line(history: History, total: int) -> str:
+    last = history.evaluations[-1]
+    return (
+        f"step {history.step}/{total} validation: correct {last['correct']:.4f}, domain {last['domain']:.4f}, "
+        f"difficulty {last['difficulty']:.4f}; best at step {history.best_step}"
+    )
+
+
 @torch.inference_mode()
 def validation_losses(net: RouterNet, examples: Examples, vectors: Tensor, options: TrainOptions) -> dict[str, float]:
     """Mean losses over ``examples``, each batch weighted by its queries."""
@@ -216,7 +247,7 @@ def validation_losses(net: RouterNet, examples: Examples, vectors: Tensor, optio
     sums = {"correct": 0.0, "domain": 0.0, "difficulty": 0.0}
     for start in range(0, len(order), 64):
         index = order[start : start + 64]
-        with _autocast(device, options.precision):
+        with autocast(device, options.precision):
             parts = losses(net, _batch(examples, index, net.encoder.spec.tokens.pad_id, device), vectors)
         for name, value in parts.items():
             sums[name] += float(value) * len(index)
@@ -244,7 +275,8 @@ def _batch(
     return ids.to(device), mask.to(device), correct, domain, difficulty
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context of a precision: bfloat16 products, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -269,7 +301,9 @@ def _optimizer(net: RouterNet, options: TrainOptions, pretrained: bool) -> torch
 
 
 def _trainable_state(net: RouterNet) -> dict[str, Tensor]:
-    return {name: p.detach().cpu().clone() for name, p in net.named_parameters() if p.requires_grad}
+    """What training changes or measures: trainable weights and buffers; frozen weights come from their source."""
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    return {name: t.detach().cpu().clone() for name, t in net.state_dict().items() if name not in frozen}
 
 
 def _save_checkpoint(

@@ -16,7 +16,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from arllm.runtime.errors import MissingExtraError, OutcomesError
 from arllm.train.outcomes import Outcomes
 from arllm.train.records import text_field
+from arllm.train.staging import staged_folder
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 DatasetNames: TypeAlias = "str | Mapping[str, str] | None"
@@ -122,17 +122,12 @@ def write_outcomes(outcomes: Outcomes, folder: str | os.PathLike[str]) -> None:
     _check_distinct("query id", outcomes.query_ids)
     _check_distinct("candidate", ("query_id", *outcomes.candidates))
     contents = {"queries.jsonl.gz": _queries_jsonl(outcomes), "labels.csv.gz": _labels_csv(outcomes)}
-    # In the same parent: a rename is atomic only within one file system. Not by mkdtemp: its mode is 0700.
-    staging = folder.with_name(f".{folder.name}.staging-{os.getpid()}")
     try:
-        staging.mkdir(parents=True)
-        for name, content in contents.items():
-            (staging / name).write_bytes(gzip.compress(content.encode(), mtime=0))
-        os.rename(staging, folder)
+        with staged_folder(folder) as staging:
+            for name, content in contents.items():
+                (staging / name).write_bytes(gzip.compress(content.encode(), mtime=0))
     except OSError as error:
         raise OutcomesError(f"{folder}: can't be written: {error.strerror}; name another folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # gone already, where the rename came through
 
 
 def _check_distinct(what: str, names: Sequence[str]) -> None:

@@ -21,15 +21,17 @@ class TrainOptions:
     embedding_width: int = 32
     max_tokens: int = 128
     nir: str = "interaction"
-    epochs: int = 3
+    head_epochs: int = 15  # of the first phase: body, heads and NIR on a backbone that does not move
+    head_lr: float = 1e-3
+    epochs: int = 2  # of the second phase: everything; 0 = leave the backbone as it is
     batch_size: int = 32
-    lr: float = 5e-4  # of the heads and NIR, and of a backbone built from scratch
+    lr: float = 3e-4  # of the heads and NIR, and of a backbone built from scratch
     backbone_lr: float | None = None  # None: lr from scratch, lr / 10 for pretrained layers
     table_lr: float | None = None  # of a token table from scratch; None: lr / 10, for it starts from LSA
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0
-    dropout: float = 0.3
+    dropout: float = 0.5  # before the heads; half of it on the views
     token_dropout: float = 0.2  # share of tokens hidden from attention and pooling, in training only
     domain_weight: float = 0.3
     difficulty_weight: float = 0.3
@@ -46,7 +48,8 @@ class TrainOptions:
             if not ok:
                 raise RunError(message)
 
-        need(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        need(self.epochs >= 0, f"epochs must not be negative: {self.epochs}")
+        need(self.head_epochs >= 0, f"head epochs must not be negative: {self.head_epochs}")
         need(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
         need(self.max_tokens >= 8, f"max tokens must be at least 8, not {self.max_tokens}")
         need(self.embedding_width >= 0, f"embedding width must not be negative: {self.embedding_width}")
@@ -74,4 +77,4 @@ class TrainOptions:
         """The defaults for a backbone: pretrained layers move slowly and need fewer epochs."""
         if backbone == "nano":
             return cls()
-        return cls(backbone=backbone, epochs=2, dropout=0.1, token_dropout=0.0)
+        return cls(backbone=backbone, token_dropout=0.0)

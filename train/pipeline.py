@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -23,11 +24,14 @@ from arllm.train.domains import Domains, assign_domains, difficulty, model_vecto
 from arllm.train.encoder import EncoderSpec, QueryEncoder, encode_all
 from arllm.train.fit import Examples, RouterNet, fit
 from arllm.train.hdp import fit_hdp
+from arllm.train.heads import fit_heads
+from arllm.train.lexical import idf_weights, init_token_table, token_counts
 from arllm.train.metrics import brier, candidate_auc, mean_per_subset
 from arllm.train.nir import build_nir
 from arllm.train.options import TrainOptions
 from arllm.train.outcomes import Outcomes, assign_splits, carve_validation
 from arllm.train.pools import match_pool
+from arllm.train.staging import staged_folder
 
 Progress = Callable[[str], None]
 
@@ -44,7 +48,7 @@ def train(
 ) -> rundir.Run:
     """Train the query encoder and NIR jointly, fit HDP on validation, write the run folder ``out``.
 
-    While training, everything stands in ``out`` + ".partial"; it is renamed at the end.
+    While training, checkpoints stand in ``out`` + ".partial"; the folder goes when the run is written.
 
     Args:
         notes: goes into the run's ``source`` as it is (e.g. that the outcomes are synthetic).
@@ -85,9 +89,10 @@ def train(
         _examples(tokenizer, rows, d) for rows, d in ((train_rows, domains), (val_rows, val_domains))
     )
     encoder = QueryEncoder(spec, backbone.model, options.dropout)
-    if not backbone.pretrained:
-        backbones.init_token_table(backbone.model, examples.ids, options.seed)
+    _start_lexical(encoder, examples, backbone.pretrained, options.seed)
     net = RouterNet(encoder, build_nir(options.nir, spec.query_width, len(domains.names)))
+    if not resume:
+        fit_heads(net, examples, val_examples, vectors, options, progress)
     history = fit(
         net,
         examples,
@@ -126,9 +131,12 @@ def train(
         metrics=metrics,
         heldout=rundir.HeldOut(val_rows.queries, val_rows.correct),
     )
-    rundir.write_run(run, partial)
-    (partial / "checkpoint.pt").unlink(missing_ok=True)
-    os.rename(partial, out)
+    with staged_folder(out) as staging:
+        rundir.write_run(run, staging)
+    for name in ("checkpoint.pt", "tokenizer.json"):
+        (partial / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: holds something that isn't ours
+        partial.rmdir()
     return run
 
 
@@ -156,6 +164,15 @@ def _backbone(
         backbone.tokenizer.save(str(path))
         return backbone
     return backbones.load_backbone(options.backbone, layers=options.layers)
+
+
+def _start_lexical(encoder: QueryEncoder, examples: Examples, pretrained: bool, seed: int) -> None:
+    """The weights of the lexical view; a token table from scratch starts from LSA of the training queries."""
+    counts = token_counts(examples.ids, encoder.spec.backbone.vocab_size)
+    weights = idf_weights(counts)
+    if not pretrained:
+        weights = weights * init_token_table(encoder.backbone, counts, seed)
+    encoder.token_weight.copy_(torch.from_numpy(weights))
 
 
 def _examples(tokenizer: TextTokenizer, rows: Outcomes, domains: Domains) -> Examples:

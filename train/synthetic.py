@@ -13,7 +13,6 @@ import io
 import json
 import os
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.errors import OutcomesError
+from arllm.train.staging import staged_folder
 from arllm.train.synthetic_tasks import LEVELS, TASKS
 
 GUESS = 0.05
@@ -142,16 +142,9 @@ def write(folder: str | os.PathLike[str], n_queries: int = 2400, seed: int = 0) 
         "samples.jsonl": "".join(json.dumps({"query": q}) + "\n" for q in sample_queries()).encode(),
         "README.md": _readme(n_queries, seed).encode(),
     }
-    # In the same parent: a rename is atomic only within one file system. Not by mkdtemp: its mode is 0700.
-    staging = folder.with_name(f".{folder.name}.staging-{os.getpid()}")
-    staging.mkdir(parents=True)
-    try:
+    with staged_folder(folder) as staging:
         for name, content in contents.items():
             (staging / name).write_bytes(content)
-        os.rename(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def sample_queries() -> list[str]:

@@ -40,8 +40,9 @@ def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> tuple[ND
     with torch.no_grad():
         for row in rows:
             ids = torch.from_numpy(row)[None]
-            pooled.append(encoder.pool(ids, torch.ones_like(ids)))
-            vectors.append(encoder.heads(pooled[-1]).query_vector)
+            views = encoder.views(ids, torch.ones_like(ids))
+            pooled.append(views[0])
+            vectors.append(encoder.heads(torch.cat(views, dim=-1)).query_vector)
     return torch.cat(vectors).numpy(), torch.cat(pooled).numpy()
 
 

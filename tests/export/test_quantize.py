@@ -68,7 +68,12 @@ def test_every_product_with_a_weight_inside_the_layers_is_integer(pair: tuple[An
     floating = [
         values[name] for node in producers(graph, ("MatMul", "Gemm")) for name in node.input if name in values
     ]
-    heads = [source.encoder.domain_head, source.encoder.difficulty_head, source.encoder.embedding_head]
+    heads = [
+        source.encoder.body[1],
+        source.encoder.domain_head,
+        source.encoder.difficulty_head,
+        source.encoder.embedding_head,
+    ]
     # attention and rotary tables beside, which are no matrices of weights
     assert sorted(v.shape for v in floating if v.ndim == 2) == sorted(tuple(head.weight.T.shape) for head in heads)
 
@@ -76,8 +81,8 @@ def test_every_product_with_a_weight_inside_the_layers_is_integer(pair: tuple[An
 def test_the_heads_stay_floating(pair: tuple[Any, Path]) -> None:
     source, folder = pair
     _, values = read(folder)
-    for name in ("domain_head", "difficulty_head", "embedding_head"):
-        weight = getattr(source.encoder, name).weight.detach().numpy()
+    for name in ("body.1", "domain_head", "difficulty_head", "embedding_head"):
+        weight = source.encoder.get_submodule(name).weight.detach().numpy()
         same = [v for v in values.values() if v.dtype == np.float32 and v.shape in (weight.shape, weight.T.shape)]
         assert any(np.array_equal(v, weight) or np.array_equal(v, weight.T) for v in same), name
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -284,32 +283,3 @@ def test_a_given_tokenizer_is_kept() -> None:
     assert backbone.tokenizer is tokenizer()
     assert backbone.spec.vocab_size == tokenizer().get_vocab_size()
     assert backbones.token_table(backbone.model).shape == (backbone.spec.vocab_size, 256)
-
-
-def test_the_token_table_starts_from_the_queries() -> None:
-    rng = np.random.default_rng(0)
-    ids = [rng.integers(3, 150, size=length) for length in (5, 9, 14, 30, 2, 40, 7, 33)] * 6
-    ids[0] = np.array([1, 1, 1])  # a query may hold nothing but specials
-    seen = np.unique(np.concatenate(ids))
-    tables = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(7)
-        model = build_model(SMALL)
-        before = backbones.token_table(model).detach().clone()
-        backbones.init_token_table(model, ids, seed)
-        tables.append(backbones.token_table(model).detach())
-    assert torch.equal(tables[0], tables[1])
-    unseen = np.setdiff1d(np.arange(300), seen)
-    assert torch.equal(tables[0][unseen], before[unseen])
-    rows = tables[0][seen]
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(seen)), rtol=0, atol=1e-5)
-    assert not torch.equal(rows, before[seen])
-
-
-def test_tokens_of_the_same_queries_start_alike() -> None:
-    ids = [np.array(row) for row in ([10, 11, 12], [10, 11, 13], [20, 21, 22], [20, 21, 23])] * 5
-    model = build_model(SMALL)
-    backbones.init_token_table(model, ids, 0)
-    table = backbones.token_table(model).detach()
-    assert table[10] @ table[11] > 0.9
-    assert (table[10] @ table[20]).abs() < 0.1

@@ -1,4 +1,4 @@
-"""Tests of train/encoder.py: masked mean pooling, padding, the query vector's layout, the order of encode_all."""
+"""Tests of train/encoder.py: the two views of a query, padding, the query vector's layout, encode_all's order."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class _Fixed(nn.Module):
     def __init__(self, states: Tensor) -> None:
         super().__init__()
         self.states = states
+        self.embed_tokens = nn.Embedding(200, 64)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=self.states)
 
 
@@ -52,21 +53,42 @@ def test_pooling_is_the_mean_of_the_unmasked_tokens() -> None:
     states[0, :, 0] = torch.tensor([1.0, 2.0, 6.0])
     states[1, :, 0] = torch.tensor([1.0, 2.0, 600.0])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    pooled = QueryEncoder(SPEC, _Fixed(states)).pool(torch.zeros(2, 3, dtype=torch.int64), mask)
+    pooled, _ = QueryEncoder(SPEC, _Fixed(states)).views(torch.zeros(2, 3, dtype=torch.int64), mask)
     assert pooled.shape == (2, 64)
     assert pooled[:, 0].tolist() == [3.0, 1.5]
 
 
 def test_a_row_without_tokens_is_zero_and_not_nan() -> None:
     mask = torch.tensor([[0, 0], [1, 0]])
-    pooled = QueryEncoder(SPEC, _Fixed(torch.ones(2, 2, 64))).pool(mask, mask)
+    pooled, lexical = QueryEncoder(SPEC, _Fixed(torch.ones(2, 2, 64))).views(mask, mask)
     assert pooled[:, 0].tolist() == [0.0, 1.0]
+    assert lexical[0].tolist() == [0.0] * 64
+
+
+def test_the_lexical_view_is_the_weighted_mean_of_the_tables_rows() -> None:
+    encoder = QueryEncoder(SPEC, _Fixed(torch.ones(1, 4, 64)))
+    encoder.token_weight[7], encoder.token_weight[9], encoder.token_weight[11] = 2.0, 0.5, 0.0
+    ids, mask = torch.tensor([[7, 9, 11, 13]]), torch.tensor([[1, 1, 1, 0]])
+    table = encoder.backbone.get_parameter("embed_tokens.weight")
+    expected = 2.0 * table[7] + 0.5 * table[9]  # the fourth is padding
+    expected = expected / expected.norm() * 8.0  # of norm sqrt(64)
+    torch.testing.assert_close(encoder.views(ids, mask)[1][0], expected)
+
+
+def test_the_views_are_standardized_before_the_body(encoder: QueryEncoder) -> None:
+    views = torch.randn(3, 128)
+    expected = encoder.heads(views).query_vector
+    moved = QueryEncoder(SPEC, encoder.backbone).eval()
+    moved.load_state_dict(
+        {**encoder.state_dict(), "center": torch.full((128,), 5.0), "scale": torch.full((128,), 2.0)}
+    )
+    torch.testing.assert_close(moved.heads(2.0 * views + 5.0).query_vector, expected, rtol=0, atol=1e-5)
 
 
 def test_low_precision_states_are_summed_in_float32() -> None:
     states = torch.full((1, 4000, 64), 1.0, dtype=torch.bfloat16)
     mask = torch.ones(1, 4000, dtype=torch.int64)
-    pooled = QueryEncoder(SPEC, _Fixed(states)).pool(mask, mask)
+    pooled, _ = QueryEncoder(SPEC, _Fixed(states)).views(mask, mask)
     assert pooled.dtype == torch.float32
     assert pooled[0, 0] == 1.0
 
@@ -89,9 +111,9 @@ def test_the_query_vector_is_domains_difficulty_embedding(encoder: QueryEncoder)
     ids, mask = pad_batch(rows(9, 4), 0)
     with torch.no_grad():
         encoded = encoder(ids, mask)
-        pooled = encoder.pool(ids, mask)
+        hidden = encoder.body(torch.cat(encoder.views(ids, mask), dim=-1))
         assert encoder.embedding_head is not None
-        embedding = encoder.embedding_head(pooled)
+        embedding = encoder.embedding_head(hidden)
     vector = encoded.query_vector
     assert vector.shape == (2, SPEC.query_width) == (2, 3 + 1 + 4)
     assert encoded.domain_logits.shape == (2, 3)
@@ -99,7 +121,7 @@ def test_the_query_vector_is_domains_difficulty_embedding(encoder: QueryEncoder)
     torch.testing.assert_close(vector[:, :3], encoded.domain_logits.softmax(-1))
     torch.testing.assert_close(vector[:, 3], encoded.difficulty_logit.sigmoid())
     torch.testing.assert_close(vector[:, 4:], embedding)
-    torch.testing.assert_close(encoded.domain_logits, encoder.domain_head(pooled))
+    torch.testing.assert_close(encoded.domain_logits, encoder.domain_head(hidden))
 
 
 def test_without_an_embedding() -> None:

@@ -1,0 +1,77 @@
+"""The first phase of training: body, heads and NIR on the views of a backbone that does not move yet.
+
+The views are computed once, so that many epochs cost seconds; what the layers themselves can add is left to
+:mod:`arllm.train.fit`. Source of the order: Kumar et al. 2022, "Fine-tuning can distort pretrained features".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arllm.train.encoder import view_all
+from arllm.train.fit import Examples, RouterNet, autocast, losses_of, total_loss
+from arllm.train.options import TrainOptions
+
+BATCH = 128
+
+
+def fit_heads(
+    net: RouterNet,
+    train: Examples,
+    val: Examples,
+    model_vectors: NDArray[np.float32],
+    options: TrainOptions,
+    progress: Callable[[str], None],
+) -> None:
+    """Set the standardization of the views, train everything behind them, keep the epoch of the best validation.
+
+    AdamW with one cycle of the learning rate (up over the first 30%, then down to 0), batches of 128.
+    """
+    encoder = net.encoder
+    progress(f"heads: encoding {len(train.ids) + len(val.ids)} queries once")
+    with autocast(encoder.center.device, options.precision):
+        views, val_views = view_all(encoder, train.ids), view_all(encoder, val.ids)
+    encoder.center.copy_(torch.from_numpy(views.mean(axis=0)))
+    encoder.scale.copy_(torch.from_numpy(np.maximum(views.std(axis=0), 1e-3)))
+    if options.head_epochs == 0:
+        return
+    trained = {name: p for name, p in net.named_parameters() if not name.startswith("encoder.backbone.")}
+    optimizer = torch.optim.AdamW(list(trained.values()), lr=options.head_lr, weight_decay=options.weight_decay)
+    batches = max(1, len(views) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.head_lr, total_steps=options.head_epochs * batches + 1
+    )
+    vectors = torch.from_numpy(model_vectors)
+    inputs, val_inputs = torch.from_numpy(views), torch.from_numpy(val_views)
+    targets, val_targets = _targets(train), _targets(val)
+    generator = torch.Generator().manual_seed(options.seed)
+    torch.manual_seed(options.seed)
+    best, best_loss, best_epoch = {}, float("inf"), 0
+    for epoch in range(options.head_epochs):
+        net.train()
+        for index in torch.randperm(len(views), generator=generator).tensor_split(batches):
+            parts = losses_of(net, encoder.heads(inputs[index]), tuple(t[index] for t in targets), vectors)
+            optimizer.zero_grad(set_to_none=True)
+            total_loss(parts, options).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        net.eval()
+        with torch.inference_mode():
+            parts = losses_of(net, encoder.heads(val_inputs), val_targets, vectors)
+        if parts["correct"].item() < best_loss:
+            best_loss, best_epoch = parts["correct"].item(), epoch + 1
+            best = {name: p.detach().clone() for name, p in trained.items()}
+        progress(f"heads: epoch {epoch + 1}/{options.head_epochs} validation: correct {parts['correct'].item():.4f}")
+    progress(f"heads: kept epoch {best_epoch}")
+    net.load_state_dict(best, strict=False)
+
+
+def _targets(examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    arrays = (examples.correct, examples.domain, examples.difficulty)
+    correct, domain, difficulty = (torch.from_numpy(array) for array in arrays)
+    return correct, domain, difficulty
