@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from arllm.runtime import decision as rule
 from arllm.runtime.bundle import MANIFEST, Bundle, Variant, open_bundle
 from arllm.runtime.encoder import QueryEncoder
-from arllm.runtime.errors import BundleSchemaError, CandidateError, PolicyError, PoolError, QueryError, VariantError
+from arllm.runtime.errors import (
+    BundleIOMismatchError,
+    BundleSchemaError,
+    CandidateError,
+    PolicyError,
+    PoolError,
+    QueryError,
+    VariantError,
+)
 from arllm.runtime.pool import Candidate, Pool, read_pool_json
 from arllm.runtime.quality import Hdp, HdpPaper, Nir, Quality
 from arllm.runtime.session import Session, pick_variant
@@ -144,6 +152,12 @@ class Router:
         if variant.encoder is not None and manifest.tokens is not None:
             tokenizer = TextTokenizer.from_file(bundle.path / "tokenizer.json", manifest.tokens)
             session = Session(bundle.path, variant.encoder, variant.provider, threads)
+            width = next(t.dims[-1] for t in variant.encoder.outputs if t.name == "query_vector")
+            if isinstance(width, int) and width != manifest.query_width:
+                raise BundleIOMismatchError(
+                    f"{bundle.path / variant.encoder.path}: gives query vectors of {width} entries, the manifest's "
+                    f"domains, difficulty and embedding make {manifest.query_width}"
+                )
             self._encoder = QueryEncoder(tokenizer, session)
         self._policies: dict[str, Quality] = {}
         for name, parameters in manifest.policies.items():

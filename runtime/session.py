@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arllm.runtime.bundle import Graph, Variant
+from arllm.runtime.bundle import GRAPH_IO, Graph, Variant
 from arllm.runtime.errors import BundleIntegrityError, BundleIOMismatchError, MissingExtraError, VariantError
 
 try:
@@ -93,6 +93,13 @@ class Session:
             ("output", graph.outputs, self._session.get_outputs()),
         ):
             _check_io(path, what, declared, live)
+        wanted, asked = GRAPH_IO[graph.kind]
+        inputs, outputs = ({tensor.name for tensor in side} for side in (graph.inputs, graph.outputs))
+        if inputs != wanted or asked not in outputs:
+            raise BundleIOMismatchError(
+                f"{path}: as {graph.kind} it must take {', '.join(sorted(wanted))} and give {asked}; "
+                f"it takes {', '.join(sorted(inputs))} and gives {', '.join(sorted(outputs))}"
+            )
 
     def run(self, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """One named output of the graph."""

@@ -37,8 +37,6 @@ class TokenSpec:
     def __post_init__(self) -> None:
         if self.max_tokens < len(self.prefix_ids) + len(self.suffix_ids) + 2:
             raise ValueError(f"max_tokens {self.max_tokens} leaves no room for the query")
-        if not self.prefix_ids and not self.suffix_ids:
-            raise ValueError("prefix_ids and suffix_ids are both empty: an empty query would have no token at all")
         if not 0.0 < self.head_share < 1.0:
             raise ValueError(f"head_share must lie between 0 and 1, not {self.head_share}")
 
@@ -135,8 +133,8 @@ class TextTokenizer:
             kept = ids[: self._head] + ids[total - (self._room - self._head) :]
         else:
             kept = head + tail
-        ids_array = np.array([*spec.prefix_ids, *kept, *spec.suffix_ids], dtype=np.int64)
-        return ids_array, Truncation(len(data), bytes_dropped, tokens_dropped)
+        ids = [*spec.prefix_ids, *kept, *spec.suffix_ids] or [spec.pad_id]  # a graph needs one token at least
+        return np.array(ids, dtype=np.int64), Truncation(len(data), bytes_dropped, tokens_dropped)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from arllm.export import conformance, graphs
-from arllm.export.bundle import Content, export_run, staging_folder
+from arllm.export.bundle import Content, export_run, bundle_folder
 from arllm.export.card import model_card
 from arllm.runtime.conformance import rerun
 from arllm.runtime.errors import ExportError
@@ -240,7 +240,7 @@ def test_one_variant_alone_holds_that_alone(ncf_bundle: Path) -> None:
 
 
 def test_staging_is_beside_the_target_and_private_until_it_is_whole(tmp_path: Path) -> None:
-    with staging_folder(tmp_path / "out") as staging:
+    with bundle_folder(tmp_path / "out") as staging:
         assert staging.parent == tmp_path
         assert stat.S_IMODE(staging.stat().st_mode) == 0o700
         (staging / "file").write_text("x")
@@ -249,7 +249,7 @@ def test_staging_is_beside_the_target_and_private_until_it_is_whole(tmp_path: Pa
 
 
 def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="out"), staging_folder(tmp_path / "out") as staging:  # noqa: PT012
+    with pytest.raises(OSError, match="out"), bundle_folder(tmp_path / "out") as staging:  # noqa: PT012
         (staging / "file").write_text("mine")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").write_text("theirs")
@@ -259,7 +259,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None
 
 def test_a_file_in_the_targets_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ExportError, match="exists already"), staging_folder(tmp_path / "out"):
+    with pytest.raises(ExportError, match="exists already"), bundle_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "mine"
 

@@ -13,7 +13,8 @@ import pytest
 from arllm.runtime.errors import OutcomesError
 from arllm.runtime.pool import Candidate, Pool, read_pool_json
 from arllm.train import curves
-from arllm.train.evaluate import Bench, evaluate, prepare, router_qualities
+from arllm.train.bench import Bench, prepare, router_qualities
+from arllm.train.evaluate import evaluate
 from arllm.train.metrics import mean_per_subset
 from arllm.train.outcomes import Outcomes, read_outcomes
 from arllm.train.pools import read_pool
@@ -102,11 +103,11 @@ def test_unseen_candidates_are_told_apart(bench: Bench, oracle: np.ndarray) -> N
 
 
 def test_costs_per_query_are_what_is_judged(bench: Bench, oracle: np.ndarray) -> None:
-    paid = np.broadcast_to(bench.pool.costs, oracle.shape) * 2.0
+    double = replace(bench, paid=np.broadcast_to(bench.pool.costs * 2.0, oracle.shape))
     kw: dict[str, Any] = {"baselines": (), "splits": ("test",), "resamples": 10}
-    flat, double = (evaluate(bench, {"o": oracle}, paid=p, **kw)["results"]["test"] for p in (None, paid))
-    assert double["best_single"]["cost"] == pytest.approx(2 * flat["best_single"]["cost"])
-    assert double["routers"]["o"]["aiq"] == pytest.approx(flat["routers"]["o"]["aiq"])
+    once, twice = (evaluate(b, {"o": oracle}, **kw)["results"]["test"] for b in (bench, double))
+    assert twice["best_single"]["cost"] == pytest.approx(2 * once["best_single"]["cost"])
+    assert twice["routers"]["o"]["aiq"] == pytest.approx(once["routers"]["o"]["aiq"])
 
 
 def test_wrong_shapes_and_names(bench: Bench, oracle: np.ndarray) -> None:
@@ -129,21 +130,33 @@ def small(correct: list[list[float]], datasets: list[str], splits: list[str]) ->
 
 def test_prepare_keeps_what_can_be_compared() -> None:
     pool = Pool(tuple(Candidate(name, cost) for name, cost in (("dear", 3), ("cheap", 1), ("sparse", 2), ("new", 5))))
-    outcomes = small(
-        [[1, 0, 1], [1, 0, NAN], [NAN, NAN, 1], [1, 1, 1]], ["a", "b", "a", "b"], ["train", "val", "test", "test"]
-    )
+    rows = [[1, 0, 1], [1, 0, NAN], [1, 0, 1], [1, 1, 1], [NAN, NAN, 1]]
+    outcomes = small(rows, ["a", "b", "a", "b", "a"], ["train", "val", "test", "test", "test"])
     found = prepare(outcomes, pool, coverage=0.5)
-    assert found.pool.names == ("cheap", "sparse", "dear")  # each on half of both
-    strict = prepare(replace(outcomes, datasets=("a", "b", "a", "b")).rows([0, 1, 3]), pool)
+    assert found.pool.names == ("cheap", "sparse", "dear")  # each on half of the judged queries of a or b, at least
+    strict = prepare(outcomes.rows(range(4)), pool)
     assert strict.pool.names == strict.outcomes.candidates == ("cheap", "dear")
-    assert strict.outcomes.correct.tolist() == [[0, 1], [0, 1], [1, 1]]
+    assert strict.outcomes.correct.tolist() == [[0, 1], [0, 1], [0, 1], [1, 1]]
     assert strict.left_out == {"new": "no outcomes", "sparse": "evaluated on 50% of b"}
+
+
+def test_prepare_drops_what_nobody_noted_the_cost_of() -> None:
+    pool = Pool((Candidate("dear", 3), Candidate("cheap", 1), Candidate("sparse", 2)))
+    outcomes = small([[1.0, 0.0, 1.0]] * 4, ["a", "b", "b", "c"], ["train", "val", "test", "test"])
+    paid = np.array([[NAN] * 3, [1.0, 2.0, NAN], [3.0, 4.0, 5.0], [NAN] * 3])
+    found = prepare(outcomes, pool, paid=paid)
+    assert found.outcomes.query_ids == ("0", "1", "2")  # training needs no cost, and of c nothing is known
+    assert found.left_out == {"sparse": "evaluated on 50% of b"}
+    assert found.paid is not None
+    np.testing.assert_array_equal(found.paid[1:], [[2.0, 1.0], [4.0, 3.0]])  # cheap, dear
+    with pytest.raises(OutcomesError, match="shape"):
+        prepare(outcomes, pool, paid=paid[:2])
 
 
 def test_prepare_says_why_nothing_can_be_judged() -> None:
     pool = Pool((Candidate("dear", 3), Candidate("cheap", 1)))
     rows = [[1.0, 0.0, NAN], [1.0, NAN, NAN], [1.0, 1.0, NAN]]
-    with pytest.raises(OutcomesError, match=r"cheap \(evaluated on 67% of a\)"):
+    with pytest.raises(OutcomesError, match=r"cheap \(evaluated on 50% of a\)"):
         prepare(small(rows, ["a"] * 3, ["train", "val", "test"]), pool)
     full = small([[1.0, 0.0, NAN]] * 2, ["a"] * 2, ["train", "val"])
     with pytest.raises(OutcomesError, match="split test or ood"):
