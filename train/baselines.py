@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 Predictor = Callable[[Outcomes], Array]
 
 NEIGHBOURS = 60
-RIDGE_ALPHA = 1.0
+RIDGE_ALPHA = 2.0
 TUNED_ALPHAS = (1.0, 3.0, 10.0, 30.0)
 
 

@@ -2,7 +2,7 @@
 
 Settings are chosen on validation and judged on each split; the best single model is chosen on training. Choices are
 made by :mod:`arllm.runtime.decision` on the qualities of :class:`arllm.runtime.router.Router`: what is judged is what
-the gateway would do.
+the gateway would do. Outcomes, pool and qualities are put together by :mod:`arllm.train.bench`.
 """
 
 from __future__ import annotations
@@ -10,103 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.errors import OutcomesError
-from arllm.runtime.pool import Pool
 from arllm.train import curves
 from arllm.train.baselines import BASELINES, fit_baselines
+from arllm.train.bench import SPLITS, Bench
 from arllm.train.metrics import candidate_auc
-from arllm.train.outcomes import Outcomes, assign_splits, carve_validation
+from arllm.train.outcomes import Outcomes
 from arllm.train.reliability import Reliability, debiased_ece, prediction_figures, reliability
-
-if TYPE_CHECKING:  # evaluation of given qualities needs no ONNX Runtime
-    from arllm.runtime.router import Router
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 
-SPLITS = ("val", "test", "ood")  # what can be judged
 SHARE_BETAS = np.linspace(0.0, 1.0, 21)
 LEVELS = (0.5, 0.8)  # of RouteLLM's CPT
-COVERAGE = 0.95
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """Outcomes and pool made to fit: the same candidates in the pool's order, every query with a split."""
-
-    outcomes: Outcomes
-    pool: Pool
-    left_out: Mapping[str, str]  # candidate → why it can't be compared
-
-
-def prepare(outcomes: Outcomes, pool: Pool, *, coverage: float = COVERAGE) -> Bench:
-    """Join outcomes and pool, and give splits to queries without one; a tenth of train becomes val where none is.
-
-    Only candidates evaluated on at least ``coverage`` of *every* dataset are kept: mean accuracies over different
-    queries can't be compared, and one that skipped the hardest set would look best. Queries on which none of them
-    was evaluated are dropped.
-
-    Raises:
-        OutcomesError: fewer than two candidates are left, or no query to judge or to choose settings on.
-    """
-    left_out = {name: "no outcomes" for name in pool.names if name not in outcomes.candidates}
-    left_out |= {name: "not in the pool" for name in outcomes.candidates if name not in pool.names}
-    datasets = np.array(outcomes.datasets)
-    for column, name in enumerate(outcomes.candidates):
-        for dataset in sorted(set(outcomes.datasets)):
-            share = float(np.mean(~np.isnan(outcomes.correct[datasets == dataset, column])))
-            if share < coverage and name not in left_out:
-                left_out[name] = f"evaluated on {share:.0%} of {dataset}"
-    kept = [name for name in pool.names if name not in left_out]
-    if len(kept) < 2:
-        raise OutcomesError(
-            f"an evaluation needs two candidates with outcomes on {coverage:.0%} of every dataset; left are "
-            f"{kept or 'none'}, the others: " + ", ".join(f"{name} ({why})" for name, why in left_out.items())
-        )
-    joined = outcomes.columns(kept)
-    joined = carve_validation(assign_splits(joined.rows(~np.isnan(joined.correct).all(axis=1))))
-    for need in (("val",), ("test", "ood")):
-        if not set(need) & set(joined.splits):
-            raise OutcomesError(f"no query in the split {' or '.join(need)}; the evaluation needs some")
-    return Bench(joined, pool.subset(kept), left_out)
-
-
-def router_qualities(
-    router: Router, outcomes: Outcomes, policies: Sequence[str] | None = None, splits: Collection[str] = SPLITS
-) -> dict[str, Array]:
-    """Predicted quality under each policy: policy → (N, M) float64, columns those of ``outcomes``.
-
-    Each distinct text is encoded once, by ``Router.encode``. Rows of other splits are NaN.
-
-    Args:
-        policies: None: all of the bundle's.
-
-    Raises:
-        OutcomesError: a candidate of the outcomes is not in the router's pool.
-        PolicyError, QueryError: as the router raises.
-    """
-    at = {name: i for i, name in enumerate(router.pool.names)}
-    missing = [name for name in outcomes.candidates if name not in at]
-    if missing:
-        raise OutcomesError(f"candidate {missing[0]!r} is not in the router's pool; keep those of both")
-    columns = [at[name] for name in outcomes.candidates]
-    rows = [i for i, split in enumerate(outcomes.splits) if split in splits]
-    texts = list(dict.fromkeys(outcomes.queries[i] for i in rows))
-    found: dict[str, Array] = {}
-    position = {text: i for i, text in enumerate(texts)}
-    index = [position[outcomes.queries[i]] for i in rows]
-    vectors = np.stack([router.encode(text)[0] for text in texts]) if texts else None
-    for policy in router.policies if policies is None else policies:
-        quality = np.full((len(outcomes), len(columns)), np.nan)
-        if vectors is not None:
-            quality[rows] = router.predict(vectors, policy)[:, columns][index]
-        found[policy] = quality
-    return found
 
 
 def evaluate(
@@ -116,7 +37,6 @@ def evaluate(
     extra: Mapping[str, Floats] | None = None,
     baselines: Collection[str] = BASELINES,
     splits: Sequence[str] = SPLITS,
-    paid: Floats | None = None,
     bounds: tuple[float, float] | None = None,
     unseen: Collection[str] = (),
     pairs: Sequence[tuple[str, str]] | None = None,
@@ -132,7 +52,6 @@ def evaluate(
         extra: further baselines in the same shape, e.g. the published NIR recipe, which needs torch.
         baselines: which of :data:`arllm.train.baselines.BASELINES`; left out where there is no training query.
         splits: which to judge. While choosing, pass ``("val",)``.
-        paid: (N, M) costs per query, by which choices are judged; decisions stay on the pool's flat costs.
         bounds: cheapest and dearest of the bundle's whole pool: the scale of its beta.
         unseen: candidates that the router was not trained on.
         pairs: (strong, weak) for RouteLLM's measures; None: the best single model and the cheapest candidate.
@@ -166,7 +85,7 @@ def evaluate(
         outcomes=outcomes,
         names=pool.names,
         costs=pool.costs,
-        paid=paid,
+        paid=bench.paid,
         bounds=bounds,
         best=best,
         qualities=qualities,
@@ -182,7 +101,7 @@ def evaluate(
             progress(f"judging {split}")
             results[split] = _judge(setting, split)
     return {
-        "unit": pool.unit,
+        "unit": bench.unit or pool.unit,
         "candidates": [
             {"name": c.name, "cost": c.cost, "seen": c.name not in unseen, "training_accuracy": _plain(accuracy)}
             for c, accuracy in zip(pool.candidates, _means(train.correct), strict=True)
@@ -190,7 +109,7 @@ def evaluate(
         "left_out": dict(bench.left_out),
         "queries": {split: outcomes.splits.count(split) for split in ("train", *SPLITS)},
         "best_single": pool.names[best],
-        "cost": "flat" if paid is None else "per query",
+        "cost": "flat" if bench.paid is None else "per query",
         "ours": list(ours),
         "routers": list(qualities),
         "resamples": resamples,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arllm.train import curves
-from arllm.train.evaluate import Bench, router_qualities
+from arllm.train.bench import Bench, router_qualities
 
 if TYPE_CHECKING:
     from arllm.runtime.router import Decision, Router
@@ -38,7 +38,7 @@ def example_decisions(
         queries: how many of the split to look through, evenly spaced.
 
     Raises:
-        OutcomesError, PolicyError, QueryError: as :func:`arllm.train.evaluate.router_qualities`.
+        OutcomesError, PolicyError, QueryError: as :func:`arllm.train.bench.router_qualities`.
     """
     outcomes, pool = bench.outcomes, bench.pool
     name = router.bundle.manifest.default_policy if policy is None else policy
