@@ -17,7 +17,7 @@ demo: $(VENV)/ready
 	rm -rf $(OUT) $(OUT)-run $(OUT)-run.partial $(OUT)-bundle
 	$(BIN)/arllm data synthesize $(OUT)/outcomes --queries 2400
 	$(BIN)/arllm train $(OUT)/outcomes --pool $(OUT)/outcomes/pool.json --out $(OUT)-run \
-		--vocab-size 3000 --max-tokens 96 --epochs 6 --lr 1e-3
+		--vocab-size 3000 --max-tokens 96
 	$(BIN)/arllm export $(OUT)-run --out $(OUT)-bundle
 	@echo "Decisions of a router trained on SYNTHETIC outcomes:"
 	$(BIN)/arllm route $(OUT)-bundle --table --beta 0 --beta 0.1 --beta 0.3 --beta 0.5 --beta 1 - \

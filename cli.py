@@ -74,7 +74,6 @@ def main() -> None:
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]))
 @click.option("--threads", type=int, help="PyTorch's threads.")
 @click.option("--seed", type=int)
-@click.option("--note", help="A remark for the model card.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def train(
     outcomes: str,
@@ -87,7 +86,6 @@ def train(
     resume: bool,
     ignore_unknown: bool,
     backbone: str,
-    note: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -111,9 +109,7 @@ def train(
     candidates = read_pool(pool, cost_column=cost_column, where=conditions or None, unit=unit)
     table = read_outcomes(outcomes, labels, candidates=candidates.names, ignore_unknown=ignore_unknown)
     chosen = TrainOptions.for_backbone(backbone).with_changes(**options)
-    run = run_training(
-        table, candidates, chosen, out, resume=resume, notes={"notes": note} if note else None, progress=_progress
-    )
+    run = run_training(table, candidates, chosen, out, resume=resume, progress=_progress)
     _progress(f"wrote {out}; next: arllm export {out} --out BUNDLE")
     if as_json:
         click.echo(json.dumps(run.metrics))
@@ -133,6 +129,7 @@ def train(
 @click.option("--name", help="The bundle's name.  [default: that of the folder]")
 @click.option("--variant", "variants", multiple=True, help="cpu-int8 or cpu-fp32; repeatable.  [default: both]")
 @click.option("--verify-queries", default=2000, show_default=True, help="Held-out queries to verify on.")
+@click.option("--note", help="A remark for the model card: where the outcomes come from, their license.")
 @click.option("--nir-checkpoint", type=click.Path(exists=True), help="A published NIR state dict, in place of RUN.")
 @click.option("--domains", help="With --nir-checkpoint: its domains, comma-separated, in the order of its training.")
 @click.option("--pool", type=click.Path(exists=True), help="With --nir-checkpoint: models_info.json or pool.json.")
@@ -143,6 +140,7 @@ def export(
     name: str | None,
     variants: tuple[str, ...],
     verify_queries: int,
+    note: str | None,
     nir_checkpoint: str | None,
     domains: str | None,
     pool: str | None,
@@ -180,6 +178,7 @@ def export(
             name=name,
             variants=variants or tuple(VARIANTS),
             verify_queries=verify_queries,
+            note=note,
             progress=_progress,
         )
     _progress(f'wrote {out}; next: arllm route {out} "a query"')

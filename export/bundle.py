@@ -55,6 +55,7 @@ def export_run(
     name: str | None = None,
     variants: Sequence[str] = tuple(VARIANTS),
     verify_queries: int = 2000,
+    note: str | None = None,
     progress: Progress = lambda message: print(message, file=sys.stderr),
 ) -> dict[str, Any]:
     """Export a run as a bundle folder ``out`` and return its parity report.
@@ -74,7 +75,12 @@ def export_run(
     backbone = dict(encoder.spec.source)
     content = Content(
         name=name or out.name,
-        source={**run.source, "backbone": backbone, "graph": "traced by torch.onnx.export"},
+        source={
+            **run.source,
+            **({"note": note} if note else {}),
+            "backbone": backbone,
+            "graph": "traced by torch.onnx.export",
+        },
         domains=encoder.spec.domains,
         embedding_width=encoder.spec.embedding_width,
         tokens=encoder.spec.tokens,

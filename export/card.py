@@ -48,8 +48,8 @@ def model_card(content: Content, summaries: Mapping[str, Mapping[str, Any]], siz
     if "splits" in source:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(source["splits"].items()))
         lines.append(f"- Queries by split: {counts}; trained on {source['training_queries']}, seed {source['seed']}.")
-    if source.get("notes"):
-        lines.append(f"- {source['notes']}")
+    if source.get("note"):
+        lines.append(f"- {source['note']}")
     lines += ["", *_metrics(content.metrics), *_variants(summaries, sizes)]
     lines += [
         "## Limits",

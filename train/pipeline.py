@@ -43,15 +43,11 @@ def train(
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
-    notes: dict[str, Any] | None = None,
     progress: Progress = lambda message: print(message, file=sys.stderr),
 ) -> rundir.Run:
     """Train the query encoder and NIR jointly, fit HDP on validation, write the run folder ``out``.
 
     While training, checkpoints stand in ``out`` + ".partial"; the folder goes when the run is written.
-
-    Args:
-        notes: goes into the run's ``source`` as it is (e.g. that the outcomes are synthetic).
 
     Raises:
         RunError: ``out`` exists, a partial run exists and ``resume`` is not asked for, or nothing to learn from.
@@ -126,7 +122,6 @@ def train(
             "seed": options.seed,
             # the generator marks its candidates, so that its outcomes can't pass for real ones further down
             "synthetic": any(c.metadata.get("synthetic") for c in pool.candidates),
-            **(notes or {}),
         },
         metrics=metrics,
         heldout=rundir.HeldOut(val_rows.queries, val_rows.correct),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from arllm.export import conformance, graphs
-from arllm.export.bundle import Content, export_run, bundle_folder
+from arllm.export.bundle import Content, bundle_folder, export_run
 from arllm.export.card import model_card
 from arllm.runtime.conformance import rerun
 from arllm.runtime.errors import ExportError
@@ -314,7 +314,7 @@ def test_real_outcomes_are_not_called_synthetic() -> None:
 
 
 def test_gemma_weights_carry_gemmas_terms() -> None:
-    card = model_card(content(notes="for a test"), {}, {})
+    card = model_card(content(note="for a test"), {}, {})
     assert "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in card
     assert "`gemma3-270m` (4 bits), revision sha256:abc, license Gemma Terms of Use" in card
     assert "- for a test" in card

@@ -23,13 +23,28 @@ FORBIDDEN = {"torch", "transformers", "pandas", "onnx", "click", "sklearn", "sci
 
 TORCH_FREE = [
     "arllm.train",
+    "arllm.train.baselines",
+    "arllm.train.bench",
+    "arllm.train.curves",
     "arllm.train.domains",
+    "arllm.train.evaluate",
+    "arllm.train.examples",
     "arllm.train.hdp",
+    "arllm.train.import_harness",
+    "arllm.train.import_leaderboard",
+    "arllm.train.import_wide",
+    "arllm.train.importers",
     "arllm.train.metrics",
     "arllm.train.outcomes",
     "arllm.train.pools",
+    "arllm.train.query_costs",
     "arllm.train.records",
+    "arllm.train.reliability",
+    "arllm.train.report",
+    "arllm.train.report_html",
+    "arllm.train.staging",
     "arllm.train.synthetic",
+    "arllm.train.synthetic_tasks",
 ]
 
 
