@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from arllm.runtime import tables
-from arllm.runtime.errors import ArllmError, InputError, MissingExtraError
+from arllm.runtime.errors import ArllmError, InputError, needs_extra
+from arllm.train import commands
 
 
 class _Group(click.Group):
@@ -100,7 +100,7 @@ def train(
       arllm train long.jsonl --pool prices.csv --cost-column usd --backbone gemma3-270m --layers 6 --out runs/g6
       arllm train outcomes/ --pool pool.json --out runs/first --resume
     """
-    with _extra("train", "arllm train"):
+    with needs_extra("train", "arllm train"):
         from arllm.train.options import TrainOptions
         from arllm.train.outcomes import read_outcomes
         from arllm.train.pipeline import train as run_training
@@ -109,8 +109,8 @@ def train(
     candidates = read_pool(pool, cost_column=cost_column, where=conditions or None, unit=unit)
     table = read_outcomes(outcomes, labels, candidates=candidates.names, ignore_unknown=ignore_unknown)
     chosen = TrainOptions.for_backbone(backbone).with_changes(**options)
-    run = run_training(table, candidates, chosen, out, resume=resume, progress=_progress)
-    _progress(f"wrote {out}; next: arllm export {out} --out BUNDLE")
+    run = run_training(table, candidates, chosen, out, resume=resume, progress=commands.progress)
+    commands.progress(f"wrote {out}; next: arllm export {out} --out BUNDLE")
     if as_json:
         click.echo(json.dumps(run.metrics))
         return
@@ -160,7 +160,7 @@ def export(
         raise click.UsageError("--nir-checkpoint needs --domains and --pool")
     if run is not None and (domains or pool):
         raise click.UsageError("--domains and --pool go with --nir-checkpoint; a run brings its own")
-    with _extra("export", "arllm export"):
+    with needs_extra("export", "arllm export"):
         from arllm.export.bundle import VARIANTS, export_run
         from arllm.export.published import export_checkpoint
         from arllm.train.pools import models_info_domains, read_pool
@@ -169,7 +169,7 @@ def export(
         named = tuple(name.strip() for name in domains.split(","))
         vectors_of = models_info_domains(pool)
         report = export_checkpoint(
-            nir_checkpoint, named, read_pool(pool), out, vector_domains=vectors_of, progress=_progress
+            nir_checkpoint, named, read_pool(pool), out, vector_domains=vectors_of, progress=commands.progress
         )
     else:
         report = export_run(
@@ -179,9 +179,9 @@ def export(
             variants=variants or tuple(VARIANTS),
             verify_queries=verify_queries,
             note=note,
-            progress=_progress,
+            progress=commands.progress,
         )
-    _progress(f'wrote {out}; next: arllm route {out} "a query"')
+    commands.progress(f'wrote {out}; next: arllm route {out} "a query"')
     if as_json:
         click.echo(json.dumps(report))
         return
@@ -350,27 +350,8 @@ def doctor(bundle: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.group()
-def data() -> None:
-    """Make or convert outcomes."""
-
-
-@data.command()
-@click.argument("out", type=click.Path())
-@click.option("--queries", default=2400, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def synthesize(out: str, queries: int, seed: int) -> None:
-    """Write SYNTHETIC outcomes of simulated candidates into the folder OUT, for trying the pipeline.
-
-    \b
-    Example:
-      arllm data synthesize out/outcomes --queries 2400
-    """
-    with _extra("eval", "arllm data"):
-        from arllm.train.synthetic import write
-    write(out, queries, seed)
-    _progress(f"wrote {queries} SYNTHETIC queries to {out}: no quality claim may rest on them")
-
+main.add_command(commands.evaluate)
+main.add_command(commands.data)
 
 _PARITY_KEYS = ("quality_max_difference", "mean_regret", "agreement")
 
@@ -406,18 +387,3 @@ def _pair(item: str) -> tuple[str, str]:
     if not found:
         raise click.UsageError(f"--pool-where takes COLUMN=VALUE, not {item!r}")
     return name, value
-
-
-def _progress(message: str) -> None:
-    click.echo(message, err=True)
-
-
-@contextmanager
-def _extra(extra: str, purpose: str) -> Iterator[None]:
-    """Name the extra that brings a module which is not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if isinstance(error, ArllmError):
-            raise
-        raise MissingExtraError(str(error.name), extra, purpose) from None

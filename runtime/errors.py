@@ -21,6 +21,9 @@ ArllmError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ArllmError(Exception):
     """Base of all errors of arllm. The message says what is wrong and what mends it."""
@@ -102,3 +105,14 @@ class MissingExtraError(ArllmError, ImportError):
         )
         self.module = module
         self.extra = extra
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Around imports: a module that is not installed becomes a :class:`MissingExtraError` naming the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if isinstance(error, ArllmError):
+            raise
+        raise MissingExtraError(str(error.name), extra, purpose) from None

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "train", "export")
-EXTRAS = {"cpu", "gpu", "eval", "train", "export", "gemma3-270m", "dev"}
+EXTRAS = {"cpu", "gpu", "eval", "hub", "train", "export", "gemma3-270m", "dev"}
 
 
 @pytest.fixture(scope="module")
