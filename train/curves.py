@@ -320,8 +320,8 @@ def resamples(queries: int, count: int = 1000, seed: int = 0) -> Array:
 
 
 def interval(values: Array, level: float = 0.95) -> tuple[float, float] | None:
-    """Percentile interval of the resampled values (R,), NaN left out; None where half of them are NaN."""
-    kept = values[~np.isnan(values)]
+    """Percentile interval of the finite ones of the resampled values (R,); None where half of them are not finite."""
+    kept = values[np.isfinite(values)]
     if 2 * len(kept) <= len(values):
         return None
     low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])

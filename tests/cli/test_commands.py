@@ -32,8 +32,8 @@ def test_eval_judges_a_bundle_beside_the_baselines(tiny_bundle: Path, outcomes_f
     done = run(*arguments)
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
-    assert set(result["splits"]) == {"val"}
-    assert {"nir", "hdp", "hdp-paper"} <= set(result["splits"]["val"]["routers"])
+    assert set(result["results"]) == {"val"}
+    assert {"nir", "hdp", "hdp-paper"} <= set(result["routers"])
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
 
