@@ -72,8 +72,24 @@ def masked_bce(logits: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits[observed], target[observed])
 
 
+def contrast(logits: Tensor, correct: Tensor) -> Tensor:
+    """Mean of ``-log sigmoid(difference of logits)`` over the pairs of candidates of which one did better.
+
+    The likelihood of *who* was correct given how many were: what a query's own difficulty contributes cancels,
+    what tells candidates apart remains, and only that decides a route. ``correct`` (B, M), NaN = not evaluated.
+    Source: Bradley and Terry 1952; Rasch's conditional likelihood has the same form.
+    """
+    first, second = torch.triu_indices(logits.shape[1], logits.shape[1], offset=1, device=logits.device)
+    ahead = correct[:, first] - correct[:, second]  # (B, pairs)
+    decided = (ahead != 0) & ~ahead.isnan()
+    if not bool(decided.any()):
+        return logits.sum() * 0.0
+    difference = (logits[:, first] - logits[:, second])[decided] * ahead[decided].sign()
+    return (functional.softplus(-difference) * ahead[decided].abs()).mean()
+
+
 def losses(net: RouterNet, batch: tuple[Tensor, ...], model_vectors: Tensor) -> dict[str, Tensor]:
-    """The three losses of a batch (ids, mask, correct, domain, difficulty)."""
+    """The losses of a batch (ids, mask, correct, domain, difficulty)."""
     ids, mask, *targets = batch
     return losses_of(net, net.encoder(ids, mask), tuple(targets), model_vectors)
 
@@ -81,12 +97,13 @@ def losses(net: RouterNet, batch: tuple[Tensor, ...], model_vectors: Tensor) -> 
 def losses_of(
     net: RouterNet, encoded: Encoded, targets: tuple[Tensor, ...], model_vectors: Tensor
 ) -> dict[str, Tensor]:
-    """The three losses of encoded queries against (correct, domain, difficulty)."""
+    """The losses of encoded queries against (correct, domain, difficulty)."""
     correct, domain, difficulty = targets
     logits = net.nir.all_pairs(encoded.query_vector, model_vectors)  # (B, M): every candidate in one call
     known = domain >= 0
     return {
         "correct": masked_bce(logits.float(), correct),
+        "contrast": contrast(logits.float(), correct),
         "domain": functional.cross_entropy(encoded.domain_logits[known].float(), domain[known])
         if bool(known.any())
         else logits.sum() * 0.0,
@@ -97,8 +114,16 @@ def losses_of(
 def total_loss(parts: dict[str, Tensor], options: TrainOptions) -> Tensor:
     """The weighted sum that is minimized."""
     return (
-        parts["correct"] + options.domain_weight * parts["domain"] + options.difficulty_weight * parts["difficulty"]
+        parts["correct"]
+        + options.contrast_weight * parts["contrast"]
+        + options.domain_weight * parts["domain"]
+        + options.difficulty_weight * parts["difficulty"]
     )
+
+
+def routing_loss(parts: Mapping[str, float], options: TrainOptions) -> float:
+    """What the best weights are chosen by, on validation: the losses that a route depends on."""
+    return parts["correct"] + options.contrast_weight * parts["contrast"]
 
 
 def batches_of_epoch(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -224,8 +249,9 @@ def _evaluate(
     record = validation_losses(net, val, vectors, options)
     record["step"] = history.step
     history.evaluations.append(record)
-    if record["correct"] < history.best_loss:
-        history.best_loss, history.best_step = record["correct"], history.step
+    loss = routing_loss(record, options)
+    if loss < history.best_loss:
+        history.best_loss, history.best_step = loss, history.step
         return _trainable_state(net)
     return best
 
@@ -233,8 +259,8 @@ def _evaluate(
 def _progress_line(history: History, total: int) -> str:
     last = history.evaluations[-1]
     return (
-        f"step {history.step}/{total} validation: correct {last['correct']:.4f}, domain {last['domain']:.4f}, "
-        f"difficulty {last['difficulty']:.4f}; best at step {history.best_step}"
+        f"step {history.step}/{total} validation: correct {last['correct']:.4f}, contrast {last['contrast']:.4f}, "
+        f"domain {last['domain']:.4f}, difficulty {last['difficulty']:.4f}; best at step {history.best_step}"
     )
 
 
@@ -244,7 +270,7 @@ def validation_losses(net: RouterNet, examples: Examples, vectors: Tensor, optio
     net.eval()
     device = vectors.device
     order = np.argsort([len(row) for row in examples.ids], kind="stable")
-    sums = {"correct": 0.0, "domain": 0.0, "difficulty": 0.0}
+    sums = dict.fromkeys(("correct", "contrast", "domain", "difficulty"), 0.0)
     for start in range(0, len(order), 64):
         index = order[start : start + 64]
         with autocast(device, options.precision):
@@ -284,8 +310,7 @@ def _optimizer(net: RouterNet, options: TrainOptions, pretrained: bool) -> torch
     """AdamW with a slower rate for pretrained layers; vectors (norms, biases) and token tables don't decay."""
     if pretrained:  # two thirds of the weights, each touched by few queries: what was pretrained stays
         token_table(net.encoder.backbone).requires_grad_(False)
-    slow = options.lr / 10 if pretrained else options.lr
-    backbone_lr = options.backbone_lr if options.backbone_lr is not None else slow
+    backbone_lr = options.backbone_lr if options.backbone_lr is not None else options.lr / 10
     table_lr = options.table_lr if options.table_lr is not None else options.lr / 10
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arllm.train.encoder import view_all
-from arllm.train.fit import Examples, RouterNet, autocast, losses_of, total_loss
+from arllm.train.fit import Examples, RouterNet, autocast, losses_of, routing_loss, total_loss
 from arllm.train.options import TrainOptions
 
 BATCH = 128
@@ -63,10 +63,14 @@ def fit_heads(
         net.eval()
         with torch.inference_mode():
             parts = losses_of(net, encoder.heads(val_inputs), val_targets, vectors)
-        if parts["correct"].item() < best_loss:
-            best_loss, best_epoch = parts["correct"].item(), epoch + 1
+        figures = {name: value.item() for name, value in parts.items()}
+        if routing_loss(figures, options) < best_loss:
+            best_loss, best_epoch = routing_loss(figures, options), epoch + 1
             best = {name: p.detach().clone() for name, p in trained.items()}
-        progress(f"heads: epoch {epoch + 1}/{options.head_epochs} validation: correct {parts['correct'].item():.4f}")
+        progress(
+            f"heads: epoch {epoch + 1}/{options.head_epochs} validation: correct {figures['correct']:.4f}, "
+            f"contrast {figures['contrast']:.4f}"
+        )
     progress(f"heads: kept epoch {best_epoch}")
     net.load_state_dict(best, strict=False)
 

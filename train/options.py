@@ -23,20 +23,22 @@ class TrainOptions:
     nir: str = "interaction"
     head_epochs: int = 15  # of the first phase: body, heads and NIR on a backbone that does not move
     head_lr: float = 1e-3
-    epochs: int = 2  # of the second phase: everything; 0 = leave the backbone as it is
+    epochs: int = 1  # of the second phase: everything; 0 = leave the backbone as it is
     batch_size: int = 32
-    lr: float = 3e-4  # of the heads and NIR, and of a backbone built from scratch
-    backbone_lr: float | None = None  # None: lr from scratch, lr / 10 for pretrained layers
+    lr: float = 3e-4  # of the heads and NIR
+    # None: lr / 10. The standardized views make much of a small step in the layers, from scratch too.
+    backbone_lr: float | None = None
     table_lr: float | None = None  # of a token table from scratch; None: lr / 10, for it starts from LSA
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0
     dropout: float = 0.5  # before the heads; half of it on the views
     token_dropout: float = 0.2  # share of tokens hidden from attention and pooling, in training only
+    contrast_weight: float = 2.0  # of telling candidates apart, beside telling queries apart
     domain_weight: float = 0.3
     difficulty_weight: float = 0.3
     evaluations_per_epoch: int = 2
-    patience: int = 3  # evaluations without improvement before the run stops
+    patience: int = 4  # evaluations without improvement before the run stops
     checkpoint_steps: int = 100
     max_queries: int | None = None  # train on the first N of the seeded order; None = all
     precision: str = "fp32"  # or bf16: autocast on CPU and CUDA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from arllm.train.fit import (
     Examples,
     RouterNet,
     batches_of_epoch,
+    contrast,
     fit,
     learning_rate,
     losses,
@@ -141,7 +143,7 @@ def test_a_batch_in_which_everything_is_masked() -> None:
     ids = torch.tensor([[1, 9, 2]])
     batch = (ids, torch.ones_like(ids), torch.full((1, 3), NAN), torch.tensor([-1]), torch.tensor([NAN]))
     parts = losses(net, batch, torch.from_numpy(VECTORS))
-    assert [part.item() for part in parts.values()] == [0.0, 0.0, 0.0]
+    assert [part.item() for part in parts.values()] == [0.0, 0.0, 0.0, 0.0]
     sum(parts.values(), torch.zeros(())).backward()
     assert all(bool((p.grad == 0).all()) for p in net.parameters() if p.grad is not None)
 
@@ -202,7 +204,7 @@ def test_the_best_weights_come_back_and_training_stops(tmp_path: Path) -> None:
     assert history.stopped_early
     assert history.step < 20 * 7
     assert len([r for r in history.evaluations if r["step"] > history.best_step]) == 2
-    assert history.best_loss == min(record["correct"] for record in history.evaluations)
+    assert history.best_loss == min(loop.routing_loss(record, OPTIONS) for record in history.evaluations)
     assert any("stopped early" in message for message in said)
     now = validation_losses(net, val, torch.from_numpy(VECTORS), options)
     assert now["correct"] == pytest.approx(history.best_loss, abs=1e-6)
@@ -308,3 +310,23 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
         net.encoder.domain_head.weight.fill_(NAN)
     with pytest.raises(RunError, match="at step 0: lower --lr"):
         run(net, tmp_path / "c.pt")
+
+
+def test_contrast_by_hand_and_blind_to_the_querys_own_level() -> None:
+    logits = torch.tensor([[2.0, 0.5, -1.0], [1.0, 1.0, 1.0]])
+    correct = torch.tensor([[1.0, 0.0, float("nan")], [1.0, 1.0, 0.5]])
+    # decided pairs: (1, 0) of the first query; (1, .5) twice of the second, each with half the weight
+    expected = (math.log(1 + math.exp(-1.5)) + 2 * 0.5 * math.log(2.0)) / 3
+    assert contrast(logits, correct).item() == pytest.approx(expected, rel=1e-6)
+    shifted = logits + torch.tensor([[7.0], [-3.0]])
+    assert contrast(shifted, correct).item() == pytest.approx(expected, rel=1e-5)
+    assert contrast(logits.flip(1), correct.flip(1)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_contrast_without_a_decided_pair_is_zero_and_has_a_gradient() -> None:
+    logits = torch.zeros(2, 2, requires_grad=True)
+    value = contrast(logits, torch.tensor([[1.0, 1.0], [float("nan"), 0.0]]))
+    value.backward()
+    assert value.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
