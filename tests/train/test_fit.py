@@ -198,7 +198,7 @@ def test_fitting_lowers_the_training_loss_and_writes_no_masked_candidate_off(tmp
 
 def test_the_best_weights_come_back_and_training_stops(tmp_path: Path) -> None:
     net, val = router_net(), examples(20, 1, flipped=True)  # the better it learns, the worse it does here
-    options = dataclasses.replace(OPTIONS, patience=2, epochs=20)
+    options = dataclasses.replace(OPTIONS, patience=2, epochs=20, lr=2e-2, backbone_lr=2e-2)
     said: list[str] = []
     history = run(net, tmp_path / "c.pt", options, val=val, progress=said.append)
     assert history.stopped_early
