@@ -26,6 +26,11 @@ class _Group(click.Group):
         except ArllmError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2 if isinstance(error, InputError) else 1)
+        except BrokenPipeError:  # the reader of stdout went away: click's own handling
+            raise
+        except OSError as error:  # a path that can't be written, a full disk
+            click.echo(f"Error: {error.filename or 'output'}: {error.strerror or error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -244,12 +249,19 @@ def route(
       cat queries.txt | arllm route nano - --json
       cat requests.jsonl | arllm route nano - --jsonl --json
     """
+    from arllm.runtime.decision import check_beta
     from arllm.runtime.router import Router
 
-    allowed = None if candidates is None else [name for name in candidates.split(",") if name]
+    if sum((as_json, explain, table)) > 1:
+        raise click.UsageError("--json, --explain and --table exclude each other")
+    for beta in betas:
+        check_beta(beta)
+    allowed = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
     router = Router.load(bundle, variant=variant, threads=threads, pool=pool)
     grid: dict[str, list[str]] = {}
     for request in _requests(texts, jsonl):
+        if table and "beta" in request:
+            raise InputError(f"{request['where']}: a request with a beta of its own has no column in --table")
         wanted = [request["beta"]] if "beta" in request else list(betas or (0.5,))
         for beta in wanted:
             try:
@@ -362,8 +374,10 @@ def _requests(texts: Sequence[str], jsonl: bool) -> Iterator[dict[str, Any]]:
     if texts and tuple(texts) != ("-",):
         if jsonl:
             raise click.UsageError("--jsonl reads stdin: give - in place of texts")
-        for i, text in enumerate(texts, 1):
-            yield {"query": text, "where": f"text {i}"}
+        if "-" in texts:
+            raise click.UsageError("- reads stdin: give it alone, or texts alone")
+        for i, text in enumerate(texts, 1):  # an argument that isn't UTF-8 arrives with lone surrogates
+            yield {"query": text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), "where": f"text {i}"}
         return
     if not texts and sys.stdin.isatty():
         raise click.UsageError("give a TEXT, or - to read one query a line from stdin")
@@ -380,6 +394,9 @@ def _requests(texts: Sequence[str], jsonl: bool) -> Iterator[dict[str, Any]]:
             raise InputError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(request, dict) or not isinstance(request.get("query"), str):
             raise InputError(f'{where}: expected an object with a string "query"')
+        unknown = sorted(set(request) - {"id", "query", "beta", "policy", "candidates"})
+        if unknown:
+            raise InputError(f"{where}: unknown field {unknown[0]!r}: id, query, beta, policy, candidates are known")
         yield {**request, "where": where}
 
 

@@ -104,7 +104,7 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
     shipped = SHIPPED / path.name
     if str(name) == path.name and not path.exists() and (shipped / MANIFEST).is_file():
         return shipped
-    have = sorted(p.parent.name for p in SHIPPED.glob(f"*/{MANIFEST}"))
+    have = sorted(p.parent.name for p in SHIPPED.glob(f"[!.]*/{MANIFEST}"))
     raise BundleNotFoundError(
         f"{path}: no bundle here (no {MANIFEST}). Make one with `arllm export RUN --out BUNDLE`"
         + (f", or name one that ships: {', '.join(have)}" if have else "")
@@ -135,6 +135,12 @@ def open_bundle(name: str | os.PathLike[str], verify: bool = True) -> Bundle:
         raise BundleSchemaError(
             f"{root / 'pool.json'}: model vectors have {vectors.shape[1]} entries, "
             f"the manifest names {len(manifest.domains)} domains"
+        )
+    bounds = (pool.candidates[0].cost, pool.candidates[-1].cost)
+    if bounds != (manifest.cost_minimum, manifest.cost_maximum):
+        raise BundleSchemaError(
+            f"{root / MANIFEST}: cost: {manifest.cost_minimum} to {manifest.cost_maximum}, the pool's costs go from "
+            f"{bounds[0]} to {bounds[1]}"
         )
     return Bundle(root, manifest, pool, hashlib.sha256(raw_bytes).hexdigest())
 

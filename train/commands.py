@@ -88,11 +88,11 @@ def evaluate(
         resamples=resamples,
         progress=progress,
     )
+    click.echo(json.dumps(result) if as_json else text_report(result))
     if report is not None:
         split = next(name for name in ("test", "val", "ood") if name in wanted)
         paths = write_report(result, Path(report), example_decisions(router, bench, split=split))
         progress(f"wrote {', '.join(str(path) for path in paths)}")
-    click.echo(json.dumps(result) if as_json else text_report(result))
 
 
 @click.group()

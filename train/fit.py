@@ -207,7 +207,9 @@ def fit(
             parts = losses(net, batch, vectors)
         loss = total_loss(parts, options)
         if not bool(torch.isfinite(loss)):
-            raise RunError(f"the loss is {loss.item()} at step {step}: lower --lr, or use --precision fp32")
+            raise RunError(
+                f"the loss is {loss.item()} at step {step}: lower --lr and --backbone-lr, or use --precision fp32"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], options.clip)

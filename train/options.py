@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -55,6 +56,14 @@ class TrainOptions:
         need(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
         need(self.max_tokens >= 8, f"max tokens must be at least 8, not {self.max_tokens}")
         need(self.embedding_width >= 0, f"embedding width must not be negative: {self.embedding_width}")
+        need(self.threads is None or self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+        need(
+            self.vocab_size >= 300,
+            f"the vocabulary needs the 256 bytes and more: at least 300, not {self.vocab_size}",
+        )
+        for name in ("lr", "head_lr", "backbone_lr", "table_lr", "weight_decay", "contrast_weight", "dropout"):
+            value = getattr(self, name)
+            need(value is None or 0 <= value < math.inf, f"{name} must be a finite number >= 0, not {value}")
         need(self.precision in ("fp32", "bf16"), f"precision must be fp32 or bf16, not {self.precision!r}")
         need(0 <= self.token_dropout < 1, f"token dropout must lie in [0, 1), not {self.token_dropout}")
         need(self.max_queries is None or self.max_queries >= 1, "max queries must be at least 1")
