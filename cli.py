@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from arllm.runtime import tables
+from arllm.runtime import requests, tables
 from arllm.runtime.errors import ArllmError, InputError, needs_extra
 from arllm.train import commands
 
@@ -369,35 +369,17 @@ main.add_command(commands.data)
 _PARITY_KEYS = ("quality_max_difference", "mean_regret", "agreement")
 
 
-def _requests(texts: Sequence[str], jsonl: bool) -> Iterator[dict[str, Any]]:
+def _requests(texts: tuple[str, ...], jsonl: bool) -> Iterator[requests.Request]:
     """Queries from the arguments, or from stdin where there are none or only ``-``."""
-    if texts and tuple(texts) != ("-",):
+    if texts and texts != ("-",):
         if jsonl:
             raise click.UsageError("--jsonl reads stdin: give - in place of texts")
         if "-" in texts:
             raise click.UsageError("- reads stdin: give it alone, or texts alone")
-        for i, text in enumerate(texts, 1):  # an argument that isn't UTF-8 arrives with lone surrogates
-            yield {"query": text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), "where": f"text {i}"}
-        return
+        return requests.from_arguments(texts)
     if not texts and sys.stdin.isatty():
         raise click.UsageError("give a TEXT, or - to read one query a line from stdin")
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        line, where = raw.decode("utf-8", errors="replace"), f"stdin:{number}"
-        if not jsonl:
-            yield {"query": line.rstrip("\r\n"), "where": where}
-            continue
-        if not line.strip():
-            continue
-        try:
-            request = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not valid JSON: {error}") from None
-        if not isinstance(request, dict) or not isinstance(request.get("query"), str):
-            raise InputError(f'{where}: expected an object with a string "query"')
-        unknown = sorted(set(request) - {"id", "query", "beta", "policy", "candidates"})
-        if unknown:
-            raise InputError(f"{where}: unknown field {unknown[0]!r}: id, query, beta, policy, candidates are known")
-        yield {**request, "where": where}
+    return requests.from_lines(sys.stdin.buffer, jsonl=jsonl, where="stdin")
 
 
 def _pair(item: str) -> tuple[str, str]:

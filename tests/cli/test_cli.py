@@ -75,6 +75,7 @@ def test_jsonl_requests_override_the_options_and_keep_their_id(tiny_bundle: Path
         ("{", "stdin:2: not valid JSON"),
         ("[]", 'stdin:2: expected an object with a string "query"'),
         ('{"query": 3}', "stdin:2"),
+        ('{"query": "x", "betta": 0.1}', "stdin:2: unknown field 'betta'"),
         ('{"query": "x", "beta": "high"}', "stdin:2: beta must be a number"),
         ('{"query": "x", "candidates": ["nobody"]}', "stdin:2: unknown candidate 'nobody'"),
         ('{"query": "x", "candidates": "sim-tiny"}', "stdin:2: candidates must be a collection"),
@@ -92,6 +93,22 @@ def test_invalid_utf8_on_stdin_is_routed_all_the_same(tiny_bundle: Path) -> None
     result = run("route", str(tiny_bundle), "-", "--json", stdin=b"caf\xe9\n")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["query"] == "caf�"
+
+
+def test_an_argument_that_is_not_utf8_gives_valid_json(tiny_bundle: Path) -> None:
+    result = run("route", str(tiny_bundle), "--json", "caf\udce9")
+    assert json.loads(result.stdout)["query"] == "caf\ufffd"
+
+
+def test_a_request_with_its_own_beta_has_no_column_in_a_table(tiny_bundle: Path) -> None:
+    result = run("route", str(tiny_bundle), "-", "--jsonl", "--table", stdin='{"query": "x", "beta": 0}\n')
+    assert result.exit_code == 2
+    assert "no column" in result.stderr
+
+
+def test_names_of_candidates_may_have_spaces_around(tiny_bundle: Path) -> None:
+    result = run("route", str(tiny_bundle), "x", "--candidates", "sim-large, sim-frontier", "--beta", "1")
+    assert result.stdout == "sim-large\n"
 
 
 def test_explain_and_table(tiny_bundle: Path) -> None:
@@ -115,6 +132,9 @@ def test_explain_and_table(tiny_bundle: Path) -> None:
         (["route", "{bundle}", "x", "--policy", "magic"], 2, "no policy 'magic'"),
         (["route", "{bundle}", "x", "--variant", "tpu"], 1, "no variant 'tpu'"),
         (["route", "{bundle}", "x", "--jsonl"], 2, "--jsonl reads stdin"),
+        (["route", "{bundle}", "-", "x"], 2, "- reads stdin: give it alone"),
+        (["route", "{bundle}", "x", "--json", "--table"], 2, "exclude each other"),
+        (["data", "synthesize", "/proc/nowhere/x", "--queries", "20"], 1, "/proc/nowhere"),
         (["route", "nowhere", "x"], 1, "no bundle here"),
         (["inspect", "nowhere"], 1, "arllm export RUN --out BUNDLE"),
         (["export", "--out", "o"], 2, "give either RUN or --nir-checkpoint"),
