@@ -115,7 +115,11 @@ def train(
     candidates = read_pool(pool, cost_column=cost_column, where=conditions or None, unit=unit)
     table = read_outcomes(outcomes, labels, candidates=candidates.names, ignore_unknown=ignore_unknown)
     chosen = TrainOptions.for_backbone(backbone).with_changes(**options)
-    run = run_training(table, candidates, chosen, out, resume=resume, progress=commands.progress)
+    try:
+        run = run_training(table, candidates, chosen, out, resume=resume, progress=commands.progress)
+    except KeyboardInterrupt:
+        commands.progress(f"interrupted; {out}.partial keeps the last checkpoint, if any: repeat with --resume")
+        raise
     commands.progress(f"wrote {out}; next: arllm export {out} --out BUNDLE")
     if as_json:
         click.echo(json.dumps(run.metrics))
