@@ -77,6 +77,10 @@ def train(
     )
 
     partial.mkdir(parents=True, exist_ok=True)
+    if resume and not (partial / "checkpoint.pt").is_file():
+        # The first phase keeps no checkpoint: it is short, and seeded, so that it ends in the same weights.
+        progress("interrupted before the first checkpoint: starting over")
+        resume = False
     backbone = _backbone(options, train_rows.queries, partial, resume, progress)
     tokens = TokenSpec(options.max_tokens, backbone.prefix_ids, backbone.suffix_ids, backbone.pad_id, backbone.prompt)
     spec = EncoderSpec(backbone.spec, tokens, domains.names, options.embedding_width, backbone.source)
@@ -140,11 +144,11 @@ def _partial_folder(out: Path, resume: bool) -> Path:
     if out.exists():
         raise RunError(f"{out}: exists already; choose another --out, or delete it")
     partial = out.with_name(out.name + ".partial")
-    if resume and not (partial / "checkpoint.pt").is_file():
-        raise RunError(f"{partial}: no interrupted run with a checkpoint to resume; start without --resume")
+    if resume and not partial.is_dir():
+        raise RunError(f"{partial}: no interrupted run to resume; start without --resume")
     if not resume and (partial / "checkpoint.pt").exists():
         raise RunError(f"{partial}: an interrupted run; continue it with --resume, or delete it")
-    return partial  # one that died before its first checkpoint holds nothing to continue: it starts over
+    return partial
 
 
 def _backbone(

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 from arllm.cli import main
 
 # Runs the command line with the arguments given, and dies by SIGKILL, which nothing can catch or clean up after.
-# At "step N": in the Nth training step. At "save N": when the Nth checkpoint is written, but not yet in its place.
+# At "heads N": in the Nth step of the first phase. At "step N": in the Nth of the second. At "save N": when the Nth
+# checkpoint is written, but not yet in its place.
 KILLED = """
 import os, signal, sys
 from arllm.cli import main
-from arllm.train import fit
+from arllm.train import fit, heads
 where, count, seen = sys.argv[1], int(sys.argv[2]), 0
 def hook(original, counts):
     def hooked(*arguments):
@@ -31,6 +32,8 @@ def hook(original, counts):
     return hooked
 if where == "step":
     fit.losses = hook(fit.losses, lambda net, *rest: int(net.training))
+elif where == "heads":
+    heads.total_loss = hook(heads.total_loss, lambda *rest: 1)
 else:
     class os_of_fit:
         replace = staticmethod(hook(os.replace, lambda *paths: 1))
@@ -113,16 +116,29 @@ def test_resuming_what_never_began(outcomes_folder: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_without_a_checkpoint_starts_over(outcomes_folder: Path, whole: Path, tmp_path: Path) -> None:
-    """Killed before its first checkpoint, there is nothing to resume: neither answer may send the user round."""
+def test_a_run_killed_in_its_first_phase_ends_bit_equal(outcomes_folder: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, "heads", "5", *arguments(outcomes_folder, out)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run.partial" / "checkpoint.pt").exists()
+    resumed = train(outcomes_folder, out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "starting over" in resumed.stderr
+    for name in ("encoder.safetensors", "nir.safetensors", "metrics.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_run_without_a_checkpoint_starts_over(
+    more: tuple[str, ...], outcomes_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Killed before its first checkpoint, there is nothing to continue: neither answer may send the user round."""
     out, partial = tmp_path / "run", tmp_path / "run.partial"
     partial.mkdir()
     (partial / "tokenizer.json").write_text('{"half": ')
     (partial / "checkpoint.tmp").write_bytes(b"half")
-    refused = train(outcomes_folder, out, "--resume")
-    assert refused.exit_code == 1
-    assert "start without --resume" in refused.output
-    result = train(outcomes_folder, out)
+    result = train(outcomes_folder, out, *more)
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
     assert (out / "nir.safetensors").read_bytes() == (whole / "nir.safetensors").read_bytes()
