@@ -105,21 +105,10 @@ def export_run(
         if "cpu-fp32" not in variants:
             shutil.rmtree(fp32)
         ordered = [v for v in VARIANTS if v in variants]
-        return _finish(content, staging, ordered, reference, conformance.TEXTS, progress)
+        return finish(content, staging, ordered, reference, conformance.TEXTS, progress)
 
 
-def finish_vector_bundle(
-    content: Content,
-    staging: Path,
-    reference: parity.Reference,
-    vectors: Sequence[Sequence[float]],
-    progress: Progress,
-) -> dict[str, Any]:
-    """The last steps of a bundle without an encoder, whose ``cpu-fp32/nir.onnx`` stands in ``staging``."""
-    return _finish(content, staging, ["cpu-fp32"], reference, vectors, progress)
-
-
-def _finish(
+def finish(
     content: Content,
     staging: Path,
     variants: Sequence[str],
@@ -127,7 +116,10 @@ def _finish(
     probes: Sequence[Any],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Manifest, verification, conformance, card, final manifest."""
+    """The last steps of every bundle, whose graphs stand in ``staging``: manifest, verification, conformance, card.
+
+    ``probes`` are texts, or query vectors where the bundle has no encoder.
+    """
     write_json(staging / "pool.json", content.pool.to_json())
     _write_manifest(content, staging, variants, {})
     routers, reports = {}, {}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from arllm.export import graphs, parity
-from arllm.export.bundle import Content, bundle_folder, finish_vector_bundle
+from arllm.export.bundle import Content, bundle_folder, finish
 from arllm.runtime.bundle import sha256_of
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Pool
@@ -85,4 +85,4 @@ def export_checkpoint(
         folder = staging / "cpu-fp32"
         folder.mkdir()
         graphs.export_nir(net, folder)
-        return finish_vector_bundle(content, staging, reference, query_vectors[::40].tolist(), progress)
+        return finish(content, staging, ["cpu-fp32"], reference, query_vectors[::40].tolist(), progress)

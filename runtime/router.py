@@ -339,14 +339,11 @@ class Router:
     ) -> Decision:
         qualities = quality.predict(vector, self._vectors)[0]
         utilities = rule.utility(qualities, self._normalized, beta)
-        index = int(rule.choose(utilities, mask))
         names, costs = self._names, self._costs
+        model = names[int(rule.choose(utilities, mask))]
         if mask is not None:
-            model = names[index]
             names = tuple(name for name, keep in zip(names, mask, strict=True) if keep)
             qualities, utilities, costs = qualities[mask], utilities[mask], costs[mask]
-        else:
-            model = names[index]
         score = time.perf_counter_ns() - scoring_started
         return Decision(
             model=model,

@@ -23,9 +23,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from arllm.runtime.errors import MissingExtraError, OutcomesError
+from arllm.runtime.errors import OutcomesError
 from arllm.train.outcomes import Outcomes
-from arllm.train.records import text_field
+from arllm.train.records import parquet_file, text_field
 from arllm.train.staging import staged_folder
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
@@ -218,15 +218,8 @@ def parquet_columns(path: Path) -> list[str]:
     Raises:
         MissingExtraError: pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtraError("pyarrow", "eval", "reading Parquet") from None
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as cause:
-        raise OutcomesError(f"{path}: not readable as Parquet ({cause}); write the file again") from None
+    with parquet_file(path) as file:
+        return list(file.schema_arrow.names)
 
 
 def refuse_pickle(path: Path) -> None:

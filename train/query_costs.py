@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from arllm.runtime.errors import OutcomesError
 from arllm.train.outcomes import Outcomes
-from arllm.train.records import csv_header, csv_rows
+from arllm.train.records import csv_header, csv_rows, number_or_blank
 
 
 def read_query_costs(path: str | Path, outcomes: Outcomes) -> NDArray[np.float64]:
@@ -39,12 +39,4 @@ def read_query_costs(path: str | Path, outcomes: Outcomes) -> NDArray[np.float64
 
 
 def _cost(where: str, name: str, field: str) -> float:
-    if not field.strip():
-        return math.nan
-    try:
-        value = float(field)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value < math.inf:
-        raise OutcomesError(f"{where}: {name!r} is {field!r}; give a number >= 0, or a blank where there is none")
-    return value
+    return number_or_blank(where, name, field, sys.float_info.max, "a number >= 0, or a blank where there is none")

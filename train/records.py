@@ -13,6 +13,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,13 @@ def csv_header(
     return where, header
 
 
-def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[Record]:
-    """The named columns of each row; other columns are never loaded.
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """An open pyarrow.parquet.ParquetFile.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
+        OutcomesError: the file is not readable as Parquet.
     """
     try:
         import pyarrow as pa
@@ -104,15 +107,25 @@ def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str]
         raise MissingExtraError("pyarrow", "eval", "reading Parquet") from None
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            need_columns(str(path), names, required)
-            number = 0
-            for batch in file.iter_batches(columns=[name for name in (*required, *optional) if name in names]):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:row {number}", record
+            yield file
     except (pa.ArrowException, OSError) as cause:
         raise OutcomesError(f"{path}: not readable as Parquet ({cause}); write the file again") from None
+
+
+def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[Record]:
+    """The named columns of each row; other columns are never loaded.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    with parquet_file(path) as file:
+        names = file.schema_arrow.names
+        need_columns(str(path), names, required)
+        number = 0
+        for batch in file.iter_batches(columns=[name for name in (*required, *optional) if name in names]):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path}:row {number}", record
 
 
 def need_columns(where: str, header: Sequence[str], required: Sequence[str]) -> None:
@@ -161,14 +174,17 @@ def correct_field(where: str, value: Any) -> float:
 
 
 def label_field(where: str, candidate: str, field: str) -> float:
+    return number_or_blank(where, candidate, field, 1.0, "a number in [0, 1], or a blank where not evaluated")
+
+
+def number_or_blank(where: str, name: str, field: str, most: float, wanted: str) -> float:
+    """A CSV field from 0 to ``most``; NaN for a blank. ``wanted`` completes the error."""
     if not field.strip():
         return math.nan
     try:
         value = float(field)
     except ValueError:
         value = math.nan
-    if not 0.0 <= value <= 1.0:
-        raise OutcomesError(
-            f"{where}: {candidate!r} is {field!r}; give a number in [0, 1], or a blank where not evaluated"
-        )
+    if not 0.0 <= value <= most:
+        raise OutcomesError(f"{where}: {name!r} is {field!r}; give {wanted}")
     return value
