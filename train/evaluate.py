@@ -141,60 +141,78 @@ class _Setting:
         return curves.outcome_table(self.outcomes.correct[rows], self.costs, paid=paid, bounds=self.bounds)
 
 
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Some queries of a split, with what their routers are measured between and their bootstrap resamples."""
+
+    here: NDArray[np.bool_]  # (N,) of the split
+    table: curves.Table
+    frame: curves.Frame
+    weights: Array  # (R, queries)
+
+    def measure(self, quality: Array, betas: Array) -> tuple[dict[str, Any], curves.Measures, curves.Played]:
+        """The figures of a router, the same under every resample, and its curve: quality (N, M) of the split."""
+        own = quality[self.here]
+        played, top = curves.play(own, self.table, betas), curves.play(own, self.table, [0.0])
+        drawn = curves.measure(played, top, self.frame, self.weights)
+        return _figures(curves.measure(played, top, self.frame), drawn), drawn, played
+
+
 def _judge(setting: _Setting, split: str) -> dict[str, Any]:
     chosen_on, rows = setting.where("val"), setting.where(split)
     validation, table = setting.table(chosen_on), setting.table(rows)
     datasets = np.array(setting.outcomes.datasets)[rows]
-    frame = curves.frame(validation, table, setting.best)
-    weights = curves.resamples(len(datasets), setting.resamples, setting.seed)
+
+    def group(here: NDArray[np.bool_]) -> _Group:
+        part = table.rows(here)
+        frame = curves.frame(validation, part, setting.best)
+        return _Group(here, part, frame, curves.resamples(int(here.sum()), setting.resamples, setting.seed))
+
+    whole = group(np.ones(len(datasets), dtype=np.bool_))
+    parts = {dataset: group(datasets == dataset) for dataset in sorted(set(datasets))}
     routers: dict[str, Any] = {}
     resampled: dict[str, curves.Measures] = {}
-    by_dataset: dict[str, dict[str, Any]] = {
-        dataset: {"queries": int(np.sum(datasets == dataset)), "routers": {}} for dataset in sorted(set(datasets))
-    }
+    by_dataset: dict[str, dict[str, Any]] = {dataset: {} for dataset in parts}
+    resampled_by_dataset: dict[str, dict[str, curves.Measures]] = {dataset: {} for dataset in parts}
     for name, everywhere in setting.qualities.items():
         quality = np.asarray(everywhere[rows], dtype=np.float64)
         betas = curves.hull_betas(everywhere[chosen_on], validation)
-        played, top = curves.play(quality, table, betas), curves.play(quality, table, [0.0])
-        resampled[name] = curves.measure(played, top, frame, weights)
+        entry, resampled[name], played = whole.measure(quality, betas)
         accuracy, cost = played.means()
-        entry = _figures(curves.measure(played, top, frame), resampled[name])
         entry |= prediction_figures(
             table.correct, quality, setting.names, setting.unseen, perfect_draws=20 if name in setting.ours else 0
         )
         entry["curve"] = _points(betas, cost, accuracy)
         entry["pairs"] = [_pair(setting, quality, table.correct, *pair) for pair in setting.pairs]
         if setting.unseen:
-            entry["without_unseen"] = _without_unseen(setting, everywhere, validation, table, frame, rows, chosen_on)
+            entry["without_unseen"] = _without_unseen(
+                setting, everywhere, validation, table, whole.frame, rows, chosen_on
+            )
         if name in setting.ours:
             entry["shares"] = _shares(quality, table)
             entry["reliability"] = _bins(reliability(table.correct, np.clip(quality, 0.0, 1.0)))
         routers[name] = entry
-        for dataset, part in by_dataset.items():
-            here = datasets == dataset
-            local = curves.frame(validation, table.rows(here), setting.best)
-            drawn = curves.resamples(int(here.sum()), setting.resamples, setting.seed)
-            curve = curves.play(quality[here], table.rows(here), betas)
-            first = curves.play(quality[here], table.rows(here), [0.0])
-            part["routers"][name] = {
-                **_figures(curves.measure(curve, first, local), curves.measure(curve, first, local, drawn)),
-                "auc": _mean_auc(table.correct[here], quality[here]),
-                "ece_debiased_pooled": debiased_ece(reliability(table.correct[here], np.clip(quality[here], 0, 1))),
+        for dataset, part in parts.items():
+            own, truth = quality[part.here], part.table.correct
+            figures, resampled_by_dataset[dataset][name], _ = part.measure(quality, betas)
+            by_dataset[dataset][name] = {
+                **figures,
+                "auc": _mean_auc(truth, own),
+                "ece_debiased_pooled": debiased_ece(reliability(truth, np.clip(own, 0.0, 1.0))),
             }
-    differences = {
-        one: {
-            other: {measure: _difference(resampled, routers, one, other, measure) for measure in _COMPARED}
-            for other in routers
-            if other != one
-        }
-        for one in setting.ours
-    }
     return {
         "queries": len(datasets),
-        **_bounds(setting, frame),
+        **_bounds(setting, whole.frame),
         "routers": routers,
-        "differences": differences,
-        "by_dataset": by_dataset,
+        "differences": _differences(setting.ours, resampled, routers),
+        "by_dataset": {
+            dataset: {
+                "queries": int(part.here.sum()),
+                "routers": by_dataset[dataset],
+                "differences": _differences(setting.ours, resampled_by_dataset[dataset], by_dataset[dataset]),
+            }
+            for dataset, part in parts.items()
+        },
     }
 
 
@@ -214,12 +232,25 @@ def _figures(point: curves.Measures, drawn: curves.Measures) -> dict[str, Any]:
     }
 
 
-def _difference(
-    drawn: Mapping[str, curves.Measures], point: Mapping[str, Any], one: str, other: str, measure: str
-) -> dict[str, Any]:
-    a, b = point[one][measure], point[other][measure]
-    pairs = getattr(drawn[one], measure) - getattr(drawn[other], measure)
-    return {"difference": None if a is None or b is None else a - b, "interval": _interval(pairs)}
+def _differences(
+    ours: Sequence[str], drawn: Mapping[str, curves.Measures], point: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Each of ours minus every other router: one → other → measure → difference, with its paired interval."""
+
+    def difference(one: str, other: str, measure: str) -> dict[str, Any]:
+        a, b = point[one][measure], point[other][measure]
+        with np.errstate(invalid="ignore"):  # a resample without a gap to close has no difference: NaN
+            pairs = getattr(drawn[one], measure) - getattr(drawn[other], measure)
+        return {"difference": None if a is None or b is None else a - b, "interval": _interval(pairs)}
+
+    return {
+        one: {
+            other: {measure: difference(one, other, measure) for measure in _COMPARED}
+            for other in point
+            if other != one
+        }
+        for one in ours
+    }
 
 
 def _pair(setting: _Setting, quality: Array, correct: Array, strong: str, weak: str) -> dict[str, Any]:

@@ -103,6 +103,10 @@ def text_report(result: Result) -> str:
             lines += [table((f"{ours} minus", "gap closed", "95%", "at beta 0", "95%"), differences), ""]
         if len(entry["by_dataset"]) > 1:
             lines += [dataset_table(result, entry), ""]
+            for ours in entry["differences"]:
+                header = (f"{ours} minus, gap closed (95%)", *dataset_titles(entry))
+                rows = [(other, *(cell for cell, _ in cells)) for other, cells in dataset_differences(entry, ours)]
+                lines += [table(header, rows), ""]
         singles = sorted(entry["singles"].items(), key=lambda item: -(item[1]["accuracy"] or 0.0))
         cells = [(name, number(e["accuracy"]), small(e["cost"])) for name, e in singles]
         lines += [table(("single model", "accuracy", f"cost ({result['unit']})"), cells), ""]
@@ -127,8 +131,30 @@ def dataset_table(result: Result, entry: Mapping[str, Any]) -> str:
     for name in order(result):
         figures = [part["routers"][name] for part in parts.values()]
         rows.append((name, *(f"{percent(f['gap_closed'])} ({number(f['accuracy'])})" for f in figures)))
-    header = (f"{dataset}, {part['queries']:,}" for dataset, part in parts.items())
-    return table(("gap closed (at beta 0)", *header), rows)
+    return table(("gap closed (at beta 0)", *dataset_titles(entry)), rows)
+
+
+def dataset_titles(entry: Mapping[str, Any]) -> list[str]:
+    """Each dataset with its number of queries."""
+    return [f"{dataset}, {part['queries']:,}" for dataset, part in entry["by_dataset"].items()]
+
+
+def dataset_differences(entry: Mapping[str, Any], ours: str) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Per other router and dataset: how much more of the gap ``ours`` closes, and if the interval says so."""
+    found = []
+    for other in entry["differences"][ours]:
+        cells = []
+        for part in entry["by_dataset"].values():
+            measures = part["differences"][ours][other]
+            points, interval, *_ = difference_cells(measures)
+            cells.append((f"{points} ({interval})", excludes_zero(measures["gap_closed"]["interval"])))
+        found.append((other, cells))
+    return found
+
+
+def excludes_zero(interval: Sequence[float] | None) -> bool:
+    """If a difference's interval lies on one side of 0, and not by rounding alone."""
+    return interval is not None and (interval[0] > 1e-9 or interval[1] < -1e-9)
 
 
 def plots(result: Result) -> dict[str, bytes]:

@@ -13,7 +13,10 @@ from arllm.train.report import (
     TITLES,
     Result,
     bound_rows,
+    dataset_differences,
+    dataset_titles,
     difference_cells,
+    excludes_zero,
     order,
     percent,
     router_row,
@@ -114,6 +117,9 @@ def _split(result: Result, split: str, entry: Mapping[str, Any], images: Mapping
         parts += [f"<h3>{escape(name)} minus each other router, in points</h3>", _differences(others)]
     if len(entry["by_dataset"]) > 1:
         parts += ["<h3>By dataset: gap closed (accuracy at beta 0)</h3>", _datasets(result, entry)]
+        for name in entry["differences"]:
+            parts.append(f"<h3>By dataset: {escape(name)} minus each other router, gap closed in points (95%)</h3>")
+            parts.append(_dataset_differences(entry, name))
     for kind, caption in (
         ("reliability", "On the diagonal, predicted quality means what it says."),
         ("shares", "Candidates by cost, the cheapest below; on each query among those that were evaluated on it."),
@@ -154,16 +160,26 @@ def _table(header: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> 
 def _differences(others: Mapping[str, Any]) -> str:
     rows = []
     for name, measures in others.items():
-        cells = difference_cells(measures)
-        tags = []
-        for i, cell in enumerate(cells):
-            interval = measures[("gap_closed", "accuracy")[i // 2]]["interval"]
-            sure = interval is not None and (interval[0] > 1e-9 or interval[1] < -1e-9)  # not by rounding alone
-            tags.append(f"<td{' class=sure' if sure else ''}>{escape(cell)}</td>")
-        rows.append(f"<tr><td>{escape(name)}</td>{''.join(tags)}</tr>")
-    head = "".join(f"<th>{cell}</th>" for cell in ("minus", "gap closed", "95%", "at beta 0", "95%"))
+        sure = [excludes_zero(measures[key]["interval"]) for key in ("gap_closed", "accuracy") for _ in range(2)]
+        rows.append((name, [*zip(difference_cells(measures), sure, strict=True)]))
+    return _bold_table(("minus", "gap closed", "95%", "at beta 0", "95%"), rows)
+
+
+def _dataset_differences(entry: Mapping[str, Any], name: str) -> str:
+    return _bold_table(("minus", *dataset_titles(entry)), dataset_differences(entry, name))
+
+
+def _bold_table(header: Iterable[str], rows: Iterable[tuple[str, Sequence[tuple[str, bool]]]]) -> str:
+    """Rows of a name and cells, each with whether it is bold."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f"<td{' class=sure' if sure else ''}>{escape(cell)}</td>" for cell, sure in cells)
+        + "</tr>"
+        for name, cells in rows
+    )
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         '<p class="small">Bold: the interval excludes 0.</p>'
     )
 
@@ -175,7 +191,7 @@ def _datasets(result: Result, entry: Mapping[str, Any]) -> str:
         figures = [part["routers"][name] for part in parts.values()]
         cells = [f"{percent(f['gap_closed'])} ({number(f['accuracy'])})" for f in figures]
         rows.append(("ours" if name in result["ours"] else "", (name, *cells)))
-    return _table(("router", *(f"{name}, {part['queries']:,}" for name, part in parts.items())), rows)
+    return _table(("router", *dataset_titles(entry)), rows)
 
 
 def _candidates(result: Result, entry: Mapping[str, Any]) -> str:

@@ -75,6 +75,31 @@ def test_a_router_equals_its_baseline_twin(result: dict[str, Any]) -> None:
     assert against["interval"][0] < against["difference"] < against["interval"][1]
 
 
+def test_differences_by_dataset_are_paired_there(bench: Bench, oracle: np.ndarray, result: dict[str, Any]) -> None:
+    """Each is what an evaluation of that dataset's queries alone gives, operating points being those of val."""
+    test = result["results"]["test"]
+    assert len(test["by_dataset"]) > 1
+    for dataset, part in test["by_dataset"].items():
+        assert set(part["differences"]) == {"perfect", "plain"}
+        twin = part["differences"]["plain"]["mean per true subset"]
+        assert twin.keys() == test["differences"]["plain"]["flat"].keys()
+        assert all(entry == {"difference": 0.0, "interval": [0.0, 0.0]} for entry in twin.values())
+        kept = np.array([s == "val" or d == dataset for s, d in zip(bench.outcomes.splits, bench.outcomes.datasets,
+                                                                    strict=True)])  # fmt: skip
+        train = np.array([s == "train" for s in bench.outcomes.splits])
+        rows = np.flatnonzero(kept | train)  # training stays whole: it chooses the best single model
+        alone = Bench(bench.outcomes.rows(rows), bench.pool, {})
+        subset = mean_per_subset(bench.outcomes.split("train"), bench.outcomes)
+        ours = {"perfect": oracle[rows], "plain": subset[rows]}
+        found = evaluate(alone, ours, baselines=(), splits=("test",), resamples=100)["results"]["test"]
+        assert found["queries"] == part["queries"]
+        assert part["differences"]["perfect"]["plain"] == found["differences"]["perfect"]["plain"]
+        point = part["routers"]["perfect"]["accuracy"] - part["routers"]["plain"]["accuracy"]
+        assert part["differences"]["perfect"]["plain"]["accuracy"]["difference"] == pytest.approx(point)
+        low, high = part["differences"]["perfect"]["plain"]["accuracy"]["interval"]
+        assert low < point < high
+
+
 def test_shares_end_at_the_cheapest(result: dict[str, Any]) -> None:
     rows = result["results"]["test"]["routers"]["plain"]["shares"]
     assert [row["beta"] for row in rows][::20] == [0.0, 1.0]

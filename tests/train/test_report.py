@@ -57,6 +57,28 @@ def test_the_text_holds_every_router_and_the_bounds(result: dict[str, Any]) -> N
     assert all(dataset in text for dataset in result["results"]["test"]["by_dataset"])
 
 
+def test_differences_by_dataset_are_shown(result: dict[str, Any]) -> None:
+    entry = result["results"]["test"]
+    text, page = report.text_report(result), html_report(result, {})
+    for dataset, part in entry["by_dataset"].items():
+        measures = part["differences"]["ours"]["two"]
+        points, interval, *_ = report.difference_cells(measures)
+        cell = f"{points} ({interval})"
+        assert cell in text, dataset
+        bold = " class=sure" if report.excludes_zero(measures["gap_closed"]["interval"]) else ""
+        assert f"<td{bold}>{cell}</td>" in page, dataset
+    cells = [cells for other, cells in report.dataset_differences(entry, "ours") if other == "two"]
+    assert [len(row) for row in cells] == [len(entry["by_dataset"])]
+
+
+def test_an_interval_excludes_zero_on_either_side() -> None:
+    assert report.excludes_zero([0.1, 0.2])
+    assert report.excludes_zero([-0.2, -0.1])
+    assert not report.excludes_zero([-0.1, 0.1])
+    assert not report.excludes_zero([1e-17, 0.1])  # zero but for rounding
+    assert not report.excludes_zero(None)
+
+
 def test_cells() -> None:
     assert report.percent(0.0634) == "6.3%"
     assert report.percent(-0.0001) == "0.0%"  # no minus before a zero
