@@ -12,9 +12,11 @@ from typing import Any
 
 import click
 
+from arllm.export import commands as export_commands
 from arllm.runtime import requests, tables
 from arllm.runtime.errors import ArllmError, InputError, needs_extra
-from arllm.train import commands
+from arllm.runtime.gateways import commands as gateway_commands
+from arllm.train import commands, pool_commands, preference_commands
 
 
 class _Group(click.Group):
@@ -58,7 +60,7 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Continue an interrupted run, with the same options.")
 @click.option("--ignore-unknown", is_flag=True, help="Leave out outcomes of models that the pool doesn't hold.")
 @click.option("--backbone", default="nano", show_default=True, help="nano, gemma3-270m, a local folder or a hub id.")
-@click.option("--layers", type=int, help="Keep the first N layers of the backbone.")
+@click.option("--layers", type=int, help="Keep the first N layers of the backbone.  [default: all; nano: 0]")
 @click.option("--domains", help="auto, dataset, subset, or a mapping file.  [default: auto]")
 @click.option("--nir", type=click.Choice(["interaction", "ncf"]), help="NIR's shape.  [default: interaction]")
 @click.option("--embedding-width", type=int, help="Learned part of the query vector; 0 = none.  [default: 32]")
@@ -66,11 +68,13 @@ def main() -> None:
 @click.option("--max-tokens", type=int, help="Tokens read of a query.")
 @click.option("--head-epochs", type=int, help="Epochs with the backbone at rest.  [default: 15]")
 @click.option("--head-lr", type=float)
-@click.option("--epochs", type=int, help="Epochs of everything; 0 = the backbone stays as it is.  [default: 1]")
+@click.option("--epochs", type=int, help="Epochs of everything; 0 = the backbone stays.  [default: nano 0, others 1]")
 @click.option("--batch-size", type=int)
 @click.option("--lr", type=float, help="Of the heads and NIR, in those epochs.")
 @click.option("--backbone-lr", type=float, help="Of the layers.  [default: a tenth of --lr]")
 @click.option("--contrast-weight", type=float, help="Of telling candidates apart.  [default: 2]")
+@click.option("--teacher-folds", type=int, help="Of the cross-fitted teachers; 0 = no teachers.  [default: 4]")
+@click.option("--outcome-weight", type=float, help="Of the outcomes themselves beside the teachers.  [default: 0.3]")
 @click.option("--dropout", type=float)
 @click.option("--token-dropout", type=float)
 @click.option("--evaluations-per-epoch", type=int)
@@ -131,85 +135,6 @@ def train(
         ("mean", tables.number(run.metrics["auc_mean"]), tables.number(run.metrics["auc_mean_per_subset_mean"]))
     )
     click.echo(tables.table(("candidate", "NIR", "mean per true subset"), rows))
-
-
-@main.command()
-@click.argument("run", required=False, type=click.Path(exists=True))
-@click.option("--out", required=True, type=click.Path(), help="The bundle folder to make.")
-@click.option("--name", help="The bundle's name.  [default: that of the folder]")
-@click.option("--variant", "variants", multiple=True, help="cpu-int8 or cpu-fp32; repeatable.  [default: both]")
-@click.option("--verify-queries", default=2000, show_default=True, help="Held-out queries to verify on.")
-@click.option("--note", help="A remark for the model card: where the outcomes come from, their license.")
-@click.option("--nir-checkpoint", type=click.Path(exists=True), help="A published NIR state dict, in place of RUN.")
-@click.option("--domains", help="With --nir-checkpoint: its domains, comma-separated, in the order of its training.")
-@click.option("--pool", type=click.Path(exists=True), help="With --nir-checkpoint: models_info.json or pool.json.")
-@click.option("--json", "as_json", is_flag=True, help="Print the parity report as JSON.")
-def export(
-    run: str | None,
-    out: str,
-    name: str | None,
-    variants: tuple[str, ...],
-    verify_queries: int,
-    note: str | None,
-    nir_checkpoint: str | None,
-    domains: str | None,
-    pool: str | None,
-    as_json: bool,
-) -> None:
-    """Export RUN as a bundle, verified against PyTorch; a variant past its bound is refused.
-
-    \b
-    Examples:
-      arllm export runs/first --out bundles/first
-      arllm export runs/first --out bundles/small --variant cpu-int8
-      arllm export --nir-checkpoint nir.pth --domains bbh,math,gpqa --pool models_info.json --out bundles/published
-    """
-    if (run is None) == (nir_checkpoint is None):
-        raise click.UsageError("give either RUN or --nir-checkpoint")
-    if nir_checkpoint is not None and not (domains and pool):
-        raise click.UsageError("--nir-checkpoint needs --domains and --pool")
-    if run is not None and (domains or pool):
-        raise click.UsageError("--domains and --pool go with --nir-checkpoint; a run brings its own")
-    with needs_extra("export", "arllm export"):
-        from arllm.export.bundle import VARIANTS, export_run
-        from arllm.export.published import export_checkpoint
-        from arllm.train.pools import models_info_domains, read_pool
-        from arllm.train.rundir import read_run
-    if nir_checkpoint is not None and domains and pool:
-        named = tuple(name.strip() for name in domains.split(","))
-        vectors_of = models_info_domains(pool)
-        report = export_checkpoint(
-            nir_checkpoint, named, read_pool(pool), out, vector_domains=vectors_of, progress=commands.progress
-        )
-    else:
-        report = export_run(
-            read_run(str(run)),
-            out,
-            name=name,
-            variants=variants or tuple(VARIANTS),
-            verify_queries=verify_queries,
-            note=note,
-            progress=commands.progress,
-        )
-    commands.progress(f'wrote {out}; next: arllm route {out} "a query"')
-    if as_json:
-        click.echo(json.dumps(report))
-        return
-    rows = []
-    for variant, figures in report.items():
-        nir = figures["policies"]["nir"]
-        cosine = figures.get("pooled_centred_cosine", {}).get("mean")
-        rows.append(
-            (
-                variant,
-                f"{nir['quality_max_difference']:.1e}",
-                f"{nir['mean_regret']:.1e}",
-                f"{nir['agreement']:.4f}",
-                str(nir["distinct_choices"]),
-                tables.number(cosine),
-            )
-        )
-    click.echo(tables.table(("variant", "quality diff", "regret", "agreement", "distinct", "centred cosine"), rows))
 
 
 @main.command()
@@ -367,8 +292,12 @@ def doctor(bundle: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+main.add_command(export_commands.export)
 main.add_command(commands.evaluate)
 main.add_command(commands.data)
+main.add_command(gateway_commands.serve)
+main.add_command(preference_commands.calibrate)
+main.add_command(pool_commands.pool)
 
 _PARITY_KEYS = ("quality_max_difference", "mean_regret", "agreement")
 

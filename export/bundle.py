@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from arllm.export import conformance, graphs, parity, quantize
 from arllm.export.card import model_card
 from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, sha256_of
+from arllm.runtime.conformance import rows as text_rows
+from arllm.runtime.conformance import vector_rows
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Pool
 from arllm.runtime.router import Router
@@ -42,10 +44,12 @@ class Content:
     source: Mapping[str, Any]
     domains: tuple[str, ...]
     embedding_width: int
+    domain_shares: tuple[float, ...] | None
     tokens: TokenSpec | None
     policies: Mapping[str, Mapping[str, Any]]
     pool: Pool
     metrics: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None = None  # what `arllm eval --json` printed of this very router
 
 
 def export_run(
@@ -56,6 +60,7 @@ def export_run(
     variants: Sequence[str] = tuple(VARIANTS),
     verify_queries: int = 2000,
     note: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     progress: Progress = lambda message: print(message, file=sys.stderr),
 ) -> dict[str, Any]:
     """Export a run as a bundle folder ``out`` and return its parity report.
@@ -84,9 +89,15 @@ def export_run(
         domains=encoder.spec.domains,
         embedding_width=encoder.spec.embedding_width,
         tokens=encoder.spec.tokens,
-        policies={"nir": {"shape": run.nir.shape}, "hdp": dataclasses.asdict(run.hdp), "hdp-paper": {}},
+        domain_shares=run.domain_shares,
+        policies={
+            "nir": {"shape": run.nir.shape, "calibration": run.calibration.to_json()},
+            "hdp": dataclasses.asdict(run.hdp),
+            "hdp-paper": {},
+        },
         pool=run.pool,
         metrics=run.metrics,
+        evaluation=evaluation,
     )
     with bundle_folder(out) as staging:
         reference = _reference(run, verify_queries, progress)
@@ -128,7 +139,7 @@ def finish(
         routers[variant] = Router.load(staging, variant=variant, verify=False)
         reports[variant] = parity.measure(routers[variant], reference)
         parity.check(reports[variant], variant, VARIANTS[variant])
-    rows = conformance.rows if content.tokens is not None else conformance.vector_rows
+    rows = text_rows if content.tokens is not None else vector_rows
     write_jsonl(staging / "conformance.jsonl", rows(routers, probes))
     write_json(staging / "parity.json", {"betas": list(parity.BETAS), "variants": reports})
     default = next(iter(content.policies))
@@ -149,9 +160,9 @@ def _reference(run: Run, verify_queries: int, progress: Progress) -> parity.Refe
     blank = np.full((len(lengths), len(run.pool)), np.nan, dtype=np.float32)
     ids = [tokenizer.encode(text)[0] for text in (*texts, *lengths)]
     progress(f"encoding {len(ids)} texts with PyTorch")
-    vectors, pooled = parity.encode_reference(run.encoder, ids)
+    vectors, familiarity, pooled = parity.encode_reference(run.encoder, ids)
     correct = np.concatenate([run.heldout.correct[picked], blank])
-    return parity.Reference(run.encoder, run.nir, run.hdp, vectors, pooled, ids, correct)
+    return parity.Reference(run.encoder, run.nir, run.hdp, vectors, familiarity, pooled, ids, correct)
 
 
 def _write_manifest(
@@ -169,7 +180,11 @@ def _write_manifest(
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "producer": versions(*PRODUCERS),
             "source": content.source,
-            "query": {"domains": list(content.domains), "embedding_width": content.embedding_width},
+            "query": {
+                "domains": list(content.domains),
+                "embedding_width": content.embedding_width,
+                "domain_shares": None if content.domain_shares is None else list(content.domain_shares),
+            },
             "tokens": None if content.tokens is None else content.tokens.to_json(),
             "default_policy": next(iter(content.policies)),
             "policies": content.policies,

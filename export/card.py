@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from arllm.runtime.errors import ExportError
 
 if TYPE_CHECKING:
     from arllm.export.bundle import Content
@@ -50,16 +55,34 @@ def model_card(content: Content, summaries: Mapping[str, Mapping[str, Any]], siz
         lines.append(f"- Queries by split: {counts}; trained on {source['training_queries']}, seed {source['seed']}.")
     if source.get("note"):
         lines.append(f"- {source['note']}")
-    lines += ["", *_metrics(content.metrics), *_variants(summaries, sizes)]
+    lines += ["", *_metrics(content.metrics), *_evaluation(content.evaluation), *_variants(summaries, sizes)]
     lines += [
         "## Limits",
         "",
-        "- It knows the kinds of queries that it was trained on. On others its predictions are not to be trusted.",
+        "- It knows the kinds of queries that it was trained on. On others (`familiarity` near 0) it goes by the "
+        "candidates' overall accuracy.",
         "- Predicted quality is that of the training outcomes' protocol (prompts, scoring), not of any other use.",
         "- Costs are the pool file's, not a quotation; override them at load time where yours differ.",
         "",
     ]
     return "\n".join(lines)
+
+
+def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``arllm eval --json`` printed.
+
+    Raises:
+        ExportError: the file holds something else.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        _evaluation(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(
+            f"{path}: not an evaluation; make one with `arllm eval … --json > FILE` ({error})"
+        ) from None
+    found: dict[str, Any] = data
+    return found
 
 
 def _metrics(metrics: Mapping[str, Any]) -> list[str]:
@@ -83,6 +106,42 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
         "",
     ]
     return lines
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
+    """The tables of `arllm eval`: every router on every split that was judged."""
+    if evaluation is None:
+        return []
+    lines = [
+        "## Evaluation",
+        "",
+        "`arllm eval`: settings chosen on val. Gap closed: 0 = constant choices, 1 = the oracle; the interval "
+        "is of a bootstrap over queries. Cost to match: of the best single model's, to be as right; – = never.",
+        "",
+    ]
+    for split, result in evaluation["results"].items():
+        best = result["best_single"]
+        lines += [
+            f"**{split}**, {result['queries']} queries; best single model `{best['name']}`: {best['accuracy']:.4f}; "
+            f"AIQ of the zero router {result['zero']['aiq']:.4f}, of the oracle {result['oracle']['aiq']:.4f}.",
+            "",
+            "| router | gap closed | 95% interval | AUC | cost to match | accuracy at beta 0 | ECE, debiased |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, figures in result["routers"].items():
+            low, high = figures["gap_closed_interval"] or (None, None)
+            ours = "**" if name in evaluation["ours"] else ""
+            lines.append(
+                f"| {ours}{name}{ours} | {_percent(figures['gap_closed'])} | {_percent(low)} … {_percent(high)} | "
+                f"{_figure(figures['auc'])} | {_figure(figures['cost_to_match'])} | "
+                f"{_figure(figures['accuracy'])} | {_figure(figures['ece_debiased'])} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
 
 
 def _variants(summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> list[str]:

@@ -1,16 +1,10 @@
 """Conformance: texts written for it, and what a bundle says of them, so that a port or another host can prove itself.
 
-The texts are this project's own; none comes from a data set. ``arllm doctor`` compares by :func:`compare`, which
-lives in the runtime (:mod:`arllm.runtime.conformance`).
+The texts are this project's own; none comes from a data set. What is recorded of them, and how ``arllm doctor``
+compares it, lives in the runtime (:mod:`arllm.runtime.conformance`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from arllm.runtime.conformance import BETAS
-from arllm.runtime.router import Router
 
 _PARAGRAPH = (
     "A small workshop repairs clocks in the order in which they arrive, unless one of them belongs to the town, "
@@ -44,46 +38,3 @@ TEXTS: tuple[str, ...] = (
     _PARAGRAPH * 12 + "Write a schedule as a table.",
     _PARAGRAPH * 60 + "Summarise the text above in one sentence.",
 )
-
-
-def rows(routers: Mapping[str, Router], texts: Sequence[str] = TEXTS) -> list[dict[str, Any]]:
-    """The lines of conformance.jsonl: text → token ids → per variant: query vector, quality, choice per beta."""
-    lines = []
-    first = next(iter(routers.values()))
-    for text in texts:
-        ids, cut = first.tokenize(text)
-        expected = {}
-        for name, router in routers.items():
-            decisions = {f"{beta:g}": router.route(text, beta) for beta in BETAS}
-            some = next(iter(decisions.values()))
-            expected[name] = {
-                "query_vector": [round(float(v), 6) for v in some.vector],
-                "quality": {candidate: round(q, 6) for candidate, q in some.quality.items()},
-                "choice": {beta: decision.model for beta, decision in decisions.items()},
-            }
-        lines.append(
-            {
-                "text": text,
-                "ids": ids.tolist(),
-                "bytes_dropped": cut.bytes_dropped,
-                "tokens_dropped": cut.tokens_dropped,
-                "expected": expected,
-            }
-        )
-    return lines
-
-
-def vector_rows(routers: Mapping[str, Router], vectors: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """The same for a bundle without an encoder: given query vectors → quality, choice per beta."""
-    lines = []
-    for vector in vectors:
-        expected = {}
-        for name, router in routers.items():
-            decisions = {f"{beta:g}": router.route_vector(vector, beta) for beta in BETAS}
-            some = next(iter(decisions.values()))
-            expected[name] = {
-                "quality": {candidate: round(q, 6) for candidate, q in some.quality.items()},
-                "choice": {beta: decision.model for beta, decision in decisions.items()},
-            }
-        lines.append({"query_vector": [float(v) for v in vector], "expected": expected})
-    return lines

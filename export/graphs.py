@@ -24,15 +24,16 @@ WEIGHTS = "weights.bin"  # ONNX Runtime maps external data into memory instead o
 
 
 class _EncoderGraph(nn.Module):
-    """(ids, mask) → (query vector, pooled): the second output is what parity's centred cosine is taken of."""
+    """(ids, mask) → (query vector, familiarity, pooled): of the last, parity's centred cosine is taken."""
 
     def __init__(self, encoder: QueryEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         views = self.encoder.views(input_ids, attention_mask)
-        return self.encoder.heads(torch.cat(views, dim=-1)).query_vector, views[0]
+        query_vector = self.encoder.heads(torch.cat(views, dim=-1)).query_vector
+        return query_vector, self.encoder.familiarity(input_ids, attention_mask), views[0]
 
 
 class _NirGraph(nn.Module):
@@ -49,8 +50,8 @@ class _NirGraph(nn.Module):
 def export_encoder(encoder: QueryEncoder, folder: Path) -> Path:
     """Write ``encoder.onnx`` and its weights into ``folder``.
 
-    Inputs ``input_ids`` and ``attention_mask``, (batch, tokens) int64; outputs ``query_vector``, (batch, Q)
-    float32, and ``pooled``, (batch, width) float32.
+    Inputs ``input_ids`` and ``attention_mask``, (batch, tokens) int64; outputs ``query_vector``, (batch, Q),
+    ``familiarity``, (batch,), and ``pooled``, (batch, width), all float32.
     """
     ids = torch.ones((2, 11), dtype=torch.int64)
     mask = torch.ones_like(ids)
@@ -60,7 +61,7 @@ def export_encoder(encoder: QueryEncoder, folder: Path) -> Path:
         _EncoderGraph(encoder).eval(),
         (ids, mask),
         {"input_ids": dims, "attention_mask": dims},
-        ["query_vector", "pooled"],
+        ["query_vector", "familiarity", "pooled"],
     )
     return save(model, folder / "encoder.onnx")
 

@@ -39,12 +39,13 @@ class Reference:
     nir: Nir
     hdp: Hdp | None
     query_vectors: NDArray[np.float32]  # (N, Q)
+    familiarity: NDArray[np.float32] | None  # (N,)
     pooled: NDArray[np.float32] | None  # (N, width)
     ids: Sequence[NDArray[np.int64]]  # N tokenized queries, empty without an encoder
     correct: NDArray[np.float32] | None  # (N, M) held-out outcomes in the pool's order, NaN = not evaluated
 
-    def quality(self, policy: str, model_vectors: NDArray[np.float32]) -> Floats:
-        """(N, M) predicted quality by PyTorch, or by the formula on PyTorch's query vectors."""
+    def prediction(self, policy: str, model_vectors: NDArray[np.float32]) -> Floats:
+        """(N, M) the bare prediction by PyTorch, or by the formula on PyTorch's query vectors."""
         if policy == "hdp-paper":
             return HdpPaper().predict(self.query_vectors, model_vectors)
         if policy == "hdp" and self.hdp is not None:
@@ -56,46 +57,48 @@ class Reference:
 
 
 @torch.inference_mode()
-def encode_reference(
-    encoder: QueryEncoder, ids: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Query vectors (N, Q) and pooled vectors (N, width) of tokenized queries, one at a time: no padding at all."""
-    vectors, pooled = [], []
+def encode_reference(encoder: QueryEncoder, ids: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.float32], ...]:
+    """Query vectors (N, Q), familiarity (N,) and pooled vectors (N, width) of tokenized queries, one at a time."""
+    vectors, familiarity, pooled = [], [], []
     for row in ids:
         one = torch.from_numpy(row)[None]
-        views = encoder.views(one, torch.ones_like(one))
+        mask = torch.ones_like(one)
+        views = encoder.views(one, mask)
         vectors.append(encoder.heads(torch.cat(views, dim=-1)).query_vector[0].numpy())
+        familiarity.append(encoder.familiarity(one, mask).numpy())
         pooled.append(views[0][0].numpy())
-    return np.stack(vectors), np.stack(pooled)
+    return np.stack(vectors), np.concatenate(familiarity), np.stack(pooled)
 
 
 def measure(router: Router, reference: Reference) -> dict[str, Any]:
     """Every figure of one variant, for parity.json."""
     report: dict[str, Any] = {"queries": len(reference.query_vectors), "betas": list(BETAS)}
-    if reference.encoder is None or reference.pooled is None:
-        vectors = reference.query_vectors
-    else:
+    vectors, familiarity = reference.query_vectors, reference.familiarity
+    if reference.encoder is not None and reference.pooled is not None and reference.familiarity is not None:
         session = _encoder_session(router)
-        vectors, pooled = _run_singly(session, reference.ids)
+        vectors, familiarity, pooled = _run_singly(session, reference.ids)
+        report["familiarity_max_difference"] = _largest(familiarity, reference.familiarity)
         report["query_vector_max_difference"] = _largest(vectors, reference.query_vectors)
         report["pooled_max_difference"] = _largest(pooled, reference.pooled)
         report["pooled_cosine"] = _cosine(pooled, reference.pooled)
         mean = reference.pooled.mean(axis=0)
         report["pooled_centred_cosine"] = _cosine(pooled - mean, reference.pooled - mean)
         report["padded_batch_max_difference"] = _padded_difference(session, reference, vectors)
-    model_vectors = router.pool.vectors()
-    costs = router.normalized_costs
-    pools = {
-        "policies": (model_vectors, costs, reference.correct),
-        "near_ties": (*_near_ties(model_vectors, costs), None),
-    }
-    for group, (candidates, candidate_costs, outcomes) in pools.items():
-        report[group] = {}
-        for policy in router.policies:
-            expected = reference.quality(policy, candidates)
-            # NIR's graph scores what the variant's own encoder says: the whole route, not its parts.
-            actual = router.quality_of(policy).predict(vectors, candidates)
-            report[group][policy] = _compare(expected, actual, candidate_costs, outcomes)
+    model_vectors, costs = router.pool.vectors(), router.normalized_costs
+    twins, twin_costs = _near_ties(model_vectors, costs)
+    report["policies"], report["near_ties"] = {}, {}
+    for policy in router.policies:
+        # The whole route, not its parts: the graph scores what the variant's own encoder says.
+        expected = router.refine(
+            policy,
+            reference.prediction(policy, model_vectors),
+            reference.query_vectors,
+            reference.familiarity,
+        )
+        actual = router.predict(vectors, policy, familiarity)
+        report["policies"][policy] = _compare(expected, actual, costs, reference.correct)
+        bare = router.quality_of(policy).predict(vectors, twins)
+        report["near_ties"][policy] = _compare(reference.prediction(policy, twins), bare, twin_costs, None)
     return report
 
 
@@ -121,7 +124,7 @@ def check(report: dict[str, Any], variant: str, precision: str) -> None:
                 if figures.get("accuracy_loss") is not None:
                     bound(f"{where}: accuracy lost", figures["accuracy_loss"], INT8_ACCURACY_LOSS)
     if precision == "fp32":
-        for name in ("query_vector_max_difference", "padded_batch_max_difference"):
+        for name in ("query_vector_max_difference", "familiarity_max_difference", "padded_batch_max_difference"):
             if name in report:
                 bound(name.replace("_", " "), report[name], FP32_TOLERANCE)
 
@@ -189,14 +192,12 @@ def _encoder_session(router: Router) -> Session:
     return Session(router.bundle.path, variant.encoder, variant.provider, 1)
 
 
-def _run_singly(
-    session: Session, ids: Sequence[NDArray[np.int64]]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _run_singly(session: Session, ids: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.float32], ...]:
     outputs = []
     for row in ids:
         inputs = {"input_ids": row[None], "attention_mask": np.ones_like(row)[None]}
-        outputs.append(session.run_many(("query_vector", "pooled"), inputs))
-    return np.concatenate([o[0] for o in outputs]), np.concatenate([o[1] for o in outputs])
+        outputs.append(session.run_many(("query_vector", "familiarity", "pooled"), inputs))
+    return tuple(np.concatenate(column) for column in zip(*outputs, strict=True))
 
 
 def _padded_difference(session: Session, reference: Reference, singly: NDArray[np.float32]) -> float:

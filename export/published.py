@@ -70,12 +70,13 @@ def export_checkpoint(
     probabilities = np.concatenate([rng.dirichlet(np.ones(width), 400), np.eye(width)])
     difficulty = rng.random((len(probabilities), 1))
     query_vectors = np.concatenate([probabilities, difficulty], axis=1).astype(np.float32)
-    reference = parity.Reference(None, net, None, query_vectors, None, (), None)
+    reference = parity.Reference(None, net, None, query_vectors, None, None, (), None)
     content = Content(
         name=out.name,
         source={"checkpoint": {"path": str(checkpoint), "sha256": sha256_of(checkpoint)}},
         domains=tuple(domains),
         embedding_width=0,
+        domain_shares=None,
         tokens=None,
         policies={"nir": {"shape": net.shape}, "hdp-paper": {}},
         pool=pool,

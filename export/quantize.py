@@ -22,37 +22,39 @@ MAX_WEIGHT = 64  # |weight| <= this can't saturate 16 bits: 2 * 255 * 64 = 32,64
 
 def quantize_encoder(source: Path, folder: Path) -> Path:
     """Write the int8 counterpart of an encoder graph into ``folder``."""
-    from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
-
-    graph = onnx.load(str(source), load_external_data=False).graph
-    config = AutoQuantizationConfig.avx512(
-        is_static=False,
-        per_channel=True,
-        reduce_range=True,
-        operators_to_quantize=["MatMul"],
-        nodes_to_quantize=_layer_products(graph),
-    )
-    logging.getLogger("optimum").setLevel(logging.ERROR)  # it misses a transformers config that nobody needs here
-    with tempfile.TemporaryDirectory() as scratch:
-        quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)
-        quantizer.quantize(config, save_dir=scratch, file_suffix="", use_external_data_format=True)
-        model = onnx.load(str(Path(scratch) / source.name))
+    products = _layer_products(onnx.load(str(source), load_external_data=False).graph)
+    model = _quantize_products(source, products) if products else onnx.load(str(source))
     _quantize_token_table(model)
     del model.graph.value_info[:]
     return save(model, folder / "encoder.onnx")
 
 
+def _quantize_products(source: Path, products: list[str]) -> onnx.ModelProto:
+    """The graph with the named products in dynamic int8, by optimum."""
+    from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
+
+    config = AutoQuantizationConfig.avx512(
+        is_static=False,
+        per_channel=True,
+        reduce_range=True,
+        operators_to_quantize=["MatMul"],
+        nodes_to_quantize=products,
+    )
+    logging.getLogger("optimum").setLevel(logging.ERROR)  # it misses a transformers config that nobody needs here
+    with tempfile.TemporaryDirectory() as scratch:
+        quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)
+        quantizer.quantize(config, save_dir=scratch, file_suffix="", use_external_data_format=True)
+        return onnx.load(str(Path(scratch) / source.name))
+
+
 def _layer_products(graph: onnx.GraphProto) -> list[str]:
-    """Names of the products with a weight inside the layers.
+    """Names of the products with a weight inside the layers; none where there is no layer.
 
     Products of two activations (attention) and the heads stay fp32: the first have no weight to save, the
     others work on one pooled row, cost nothing and decide everything. The heads are traced as Gemm.
     """
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
-    names = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    if not names:
-        raise ValueError("no product with a weight was found in the encoder's graph")
-    return names
+    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
 
 
 def _quantize_token_table(model: onnx.ModelProto) -> None:

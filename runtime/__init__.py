@@ -7,9 +7,10 @@ without an ONNX Runtime beside it.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from arllm.runtime.answer import Decision
     from arllm.runtime.errors import ArllmError
     from arllm.runtime.pool import Candidate, Pool
-    from arllm.runtime.router import Decision, Router
+    from arllm.runtime.router import Router
 
 if __name__ != "arllm.runtime":
     raise ImportError('this package is "arllm.runtime"; "import runtime" from the root would make a second copy')
@@ -19,7 +20,7 @@ __all__ = ["ArllmError", "Candidate", "Decision", "Pool", "Router"]
 _HOMES = {
     "ArllmError": "errors",
     "Candidate": "pool",
-    "Decision": "router",
+    "Decision": "answer",
     "Pool": "pool",
     "Router": "router",
 }

@@ -19,7 +19,7 @@ from arllm.runtime.errors import BundleIntegrityError, BundleNotFoundError, Bund
 from arllm.runtime.pool import Pool, read_pool_json
 from arllm.runtime.tokens import TokenSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 adds calibration, domain shares and familiarity; 1 is read as having none
 MANIFEST = "manifest.json"
 POLICIES = ("nir", "hdp", "hdp-paper")
 # What the runtime feeds each graph and asks of it; a graph may have further outputs.
@@ -68,6 +68,7 @@ class Manifest:
     source: Mapping[str, Any]
     domains: tuple[str, ...]
     embedding_width: int
+    domain_shares: tuple[float, ...] | None  # of the training queries, sum 1; None where nothing was trained
     tokens: TokenSpec | None
     default_policy: str
     policies: Mapping[str, Mapping[str, Any]]
@@ -228,6 +229,12 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     embedding_width = query.get("embedding_width", int)
     if embedding_width < 0:
         raise query.error("embedding_width", "must not be negative")
+    shares = query.get("domain_shares", list, None)
+    if shares is not None and (
+        len(shares) != len(domains)
+        or not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in shares)
+    ):
+        raise query.error("domain_shares", f"expected {len(domains)} numbers in [0, 1]")
     tokens = top.get("tokens", dict, None)
     cost = top.child("cost")
     minimum, maximum = cost.get("minimum", (int, float)), cost.get("maximum", (int, float))
@@ -256,6 +263,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         source=top.get("source", dict),
         domains=domains,
         embedding_width=embedding_width,
+        domain_shares=None if shares is None else tuple(float(v) for v in shares),
         tokens=None if tokens is None else _tokens(tokens, where),
         default_policy=default_policy,
         policies=policies,

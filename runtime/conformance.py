@@ -1,19 +1,21 @@
-"""Rerunning a bundle's conformance.jsonl on this host: token ids, query vectors, qualities and choices.
+"""A bundle's conformance.jsonl: its lines, and rerunning them on this host: ids, query vectors, qualities, choices.
 
-Needs nothing beside the runtime; the file is written by :mod:`arllm.export.conformance`.
+Needs nothing beside the runtime. The texts of a new export are :mod:`arllm.export.conformance`'s.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from arllm.runtime.answer import Decision
 from arllm.runtime.decision import NUMERIC_TIE
 from arllm.runtime.errors import BundleSchemaError
-from arllm.runtime.router import Decision, Router
+from arllm.runtime.router import Router
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -29,6 +31,50 @@ class Conformance:
     query_vector_difference: float  # largest, absolute
     quality_difference: float  # largest, absolute
     problems: tuple[str, ...]
+
+
+def rows(routers: Mapping[str, Router], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of conformance.jsonl: text → token ids → per variant: query vector, quality, choice per beta."""
+    lines = []
+    first = next(iter(routers.values()))
+    for text in texts:
+        ids, cut = first.tokenize(text)
+        expected = {}
+        for name, router in routers.items():
+            decisions = {f"{beta:g}": router.route(text, beta) for beta in BETAS}
+            some = next(iter(decisions.values()))
+            expected[name] = {
+                "query_vector": [round(float(v), 6) for v in some.vector],
+                "familiarity": round(some.familiarity, 6),
+                "quality": {candidate: round(q, 6) for candidate, q in some.quality.items()},
+                "choice": {beta: decision.model for beta, decision in decisions.items()},
+            }
+        lines.append(
+            {
+                "text": text,
+                "ids": ids.tolist(),
+                "bytes_dropped": cut.bytes_dropped,
+                "tokens_dropped": cut.tokens_dropped,
+                "expected": expected,
+            }
+        )
+    return lines
+
+
+def vector_rows(routers: Mapping[str, Router], vectors: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The same for a bundle without an encoder: given query vectors → quality, choice per beta."""
+    lines = []
+    for vector in vectors:
+        expected = {}
+        for name, router in routers.items():
+            decisions = {f"{beta:g}": router.route_vector(vector, beta) for beta in BETAS}
+            some = next(iter(decisions.values()))
+            expected[name] = {
+                "quality": {candidate: round(q, 6) for candidate, q in some.quality.items()},
+                "choice": {beta: decision.model for beta, decision in decisions.items()},
+            }
+        lines.append({"query_vector": [float(v) for v in vector], "expected": expected})
+    return lines
 
 
 def rerun(router: Router) -> Conformance:
@@ -61,6 +107,9 @@ def rerun(router: Router) -> Conformance:
                 vector_difference = max(vector_difference, gap)
                 if not gap <= tolerance:
                     problems.append(f"{where}: the query vector differs by {gap:.2g} (bound {tolerance:g})")
+                certain = next(iter(decisions.values())).familiarity
+                if "familiarity" in expected and not abs(certain - expected["familiarity"]) <= TOLERANCE["fp32"]:
+                    problems.append(f"{where}: familiarity is {certain:g}, expected {expected['familiarity']:g}")
             else:
                 decisions = {
                     beta: router.route_vector(row["query_vector"], float(beta)) for beta in expected["choice"]

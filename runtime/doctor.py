@@ -43,7 +43,7 @@ def examine(bundle: str | None = None) -> tuple[dict[str, Any], bool]:
         if reason is not None:
             verdicts[variant.name] = {"runs": False, "verdict": f"can't run here: {reason}"}
             continue
-        result = rerun(Router(opened, variant, threads=1, pool=None))
+        result = rerun(Router.of(opened, variant))
         if result.problems:
             verdict = f"does NOT conform: {len(result.problems)} problems in {result.texts} texts"
         else:

@@ -66,9 +66,9 @@ class Hdp:
         try:
             values = [float(data[key]) for key in ("slope", "weight", "bias")]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BundleSchemaError(f"policies.hdp: slope, weight and bias must be numbers ({error!r})") from None
+            raise BundleSchemaError(f"slope, weight and bias must be numbers ({error!r})") from None
         if not all(math.isfinite(value) for value in values):
-            raise BundleSchemaError(f"policies.hdp: slope, weight and bias must be finite, not {values}")
+            raise BundleSchemaError(f"slope, weight and bias must be finite, not {values}")
         return cls(*values)
 
     def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:

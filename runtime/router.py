@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from arllm.runtime import decision as rule
+from arllm.runtime.answer import Decision, Encoded, Timing
 from arllm.runtime.bundle import MANIFEST, Bundle, Variant, open_bundle
+from arllm.runtime.calibration import Calibration, calibrated, shrunk
 from arllm.runtime.encoder import QueryEncoder
 from arllm.runtime.errors import (
     BundleIOMismatchError,
@@ -30,110 +32,23 @@ from arllm.runtime.session import Session, pick_variant
 from arllm.runtime.tokens import TextTokenizer, Truncation
 
 
-@dataclass(frozen=True)
-class QueryVector:
-    """What the encoder says of a query."""
-
-    domains: Mapping[str, float]  # probabilities, sum 1
-    difficulty: float  # in [0, 1]
-    embedding: tuple[float, ...]  # learned; empty where the bundle has none
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds spent on a decision, by stage."""
-
-    tokenize_ms: float
-    encode_ms: float
-    score_ms: float
-
-    @property
-    def total_ms(self) -> float:
-        return self.tokenize_ms + self.encode_ms + self.score_ms
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """Which candidate answers the query, and why.
-
-    The arrays cover the candidates that were allowed, in tie-break order (cost, name); ``quality``,
-    ``utility`` and ``cost`` give them by name.
-    """
-
-    model: str
-    candidates: tuple[str, ...]
-    qualities: NDArray[np.floating[Any]]  # (M,) in [0, 1]
-    utilities: NDArray[np.float64]  # (M,)
-    costs: NDArray[np.float64]  # (M,) in the pool's unit
-    vector: NDArray[np.float32]  # (Q,)
-    domain_names: tuple[str, ...]
-    beta: float
-    policy: str
-    variant: str
-    pool_overridden: bool
-    truncation: Truncation | None  # None where the caller gave a query vector
-    timing: Timing
-
-    @property
-    def quality(self) -> dict[str, float]:
-        return dict(zip(self.candidates, self.qualities.tolist(), strict=True))
-
-    @property
-    def utility(self) -> dict[str, float]:
-        return dict(zip(self.candidates, self.utilities.tolist(), strict=True))
-
-    @property
-    def cost(self) -> dict[str, float]:
-        return dict(zip(self.candidates, self.costs.tolist(), strict=True))
-
-    @property
-    def query_vector(self) -> QueryVector:
-        values = self.vector.tolist()
-        width = len(self.domain_names)
-        return QueryVector(
-            dict(zip(self.domain_names, values[:width], strict=True)),
-            values[width],
-            tuple(values[width + 1 :]),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The decision as plain JSON types."""
-        query = self.query_vector
-        cut = self.truncation
-        return {
-            "model": self.model,
-            "quality": self.quality,
-            "utility": self.utility,
-            "cost": self.cost,
-            "beta": self.beta,
-            "policy": self.policy,
-            "variant": self.variant,
-            "pool_overridden": self.pool_overridden,
-            "domains": dict(query.domains),
-            "difficulty": query.difficulty,
-            "embedding": list(query.embedding),
-            "truncated": bool(cut and cut.truncated),
-            "bytes_dropped": cut.bytes_dropped if cut else 0,
-            "tokens_dropped": cut.tokens_dropped if cut else 0,
-            "timing_ms": {
-                "tokenize": self.timing.tokenize_ms,
-                "encode": self.timing.encode_ms,
-                "score": self.timing.score_ms,
-                "total": self.timing.total_ms,
-            },
-        }
-
-
 class Router:
     """Routes queries with one variant of one bundle. Thread-safe: nothing changes after loading.
 
     Use :meth:`load`.
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, threads: int, pool: Pool | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        encoder: QueryEncoder | None,
+        policies: Mapping[str, Quality],
+        pool: Pool | None = None,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
-        self.variant = variant.name
+        self.variant = variant
         self.pool = bundle.pool if pool is None else pool
         self._pool_overridden = pool is not None
         self._names = self.pool.names
@@ -148,28 +63,17 @@ class Router:
             shared.setflags(write=False)
         if not np.isfinite(self._normalized).all():
             raise PoolError("a cost is too far outside the bundle's range to be normalized")
-        self._encoder: QueryEncoder | None = None
-        if variant.encoder is not None and manifest.tokens is not None:
-            tokenizer = TextTokenizer.from_file(bundle.path / "tokenizer.json", manifest.tokens)
-            session = Session(bundle.path, variant.encoder, variant.provider, threads)
-            width = next(t.dims[-1] for t in variant.encoder.outputs if t.name == "query_vector")
-            if isinstance(width, int) and width != manifest.query_width:
-                raise BundleIOMismatchError(
-                    f"{bundle.path / variant.encoder.path}: gives query vectors of {width} entries, the manifest's "
-                    f"domains, difficulty and embedding make {manifest.query_width}"
-                )
-            self._encoder = QueryEncoder(tokenizer, session)
-        self._policies: dict[str, Quality] = {}
+        self._encoder = encoder
+        self._policies = dict(policies)
+        self._calibrations: dict[str, tuple[Calibration, NDArray[np.float64]]] = {}
         for name, parameters in manifest.policies.items():
-            if name == "nir" and variant.nir is not None:
-                self._policies[name] = Nir(Session(bundle.path, variant.nir, variant.provider, threads))
-            elif name == "hdp":
-                try:
-                    self._policies[name] = Hdp.from_json(parameters)
-                except BundleSchemaError as error:
-                    raise BundleSchemaError(f"{bundle.path / MANIFEST}: {error}") from None
-            elif name == "hdp-paper":
-                self._policies[name] = HdpPaper()
+            if "calibration" in parameters:
+                with _in_manifest(bundle, name):
+                    calibration = Calibration.from_json(parameters["calibration"], len(manifest.domains))
+                self._calibrations[name] = calibration, calibration.table(self._names)
+        self._prior = None
+        if manifest.domain_shares is not None:
+            self._prior = self._vectors.astype(np.float64) @ np.array(manifest.domain_shares)
 
     @classmethod
     def load(
@@ -200,7 +104,13 @@ class Router:
         if pool is not None:
             given = pool if isinstance(pool, Pool) else read_pool_json(pool)
             override = _with_bundle_vectors(given, opened.pool)
-        return cls(opened, picked, threads or 1, override)
+        return cls.of(opened, picked, threads or 1, override)
+
+    @classmethod
+    def of(cls, bundle: Bundle, variant: Variant, threads: int = 1, pool: Pool | None = None) -> Router:
+        """A router of a bundle that is open and a variant that is picked; the pool has model vectors."""
+        encoder, policies = _encoder(bundle, variant, threads), _policies(bundle, variant, threads)
+        return cls(bundle, variant.name, encoder, policies, pool)
 
     def route(
         self,
@@ -221,15 +131,15 @@ class Router:
         """
         beta = rule.check_beta(beta)
         mask = rule.candidate_mask(self._names, candidates)
-        quality, name = self._policy(policy)
+        name = self._policy(policy)
         encoder = self._require_encoder()
         started = time.perf_counter_ns()
         ids, truncation = encoder.tokenize(text)
         tokenized = time.perf_counter_ns()
-        vector = encoder.encode(ids)
+        vector, familiarity = encoder.encode(ids)
         encoded = time.perf_counter_ns()
         stages = (tokenized - started, encoded - tokenized)
-        return self._decide(vector, beta, quality, name, mask, truncation, stages, encoded)
+        return self._decide(vector, familiarity, beta, name, mask, truncation, stages, encoded)
 
     def route_batch(
         self,
@@ -249,15 +159,18 @@ class Router:
         beta: float = 0.5,
         policy: str | None = None,
         candidates: Collection[str] | None = None,
+        familiarity: float = 1.0,
     ) -> Decision:
         """Pick a candidate for a given query vector ``[domain probabilities…, difficulty, embedding…]``, (Q,).
 
         Raises:
-            QueryError: another width than the bundle's, or a value that is not finite.
+            QueryError: another width than the bundle's, a value that is not finite, a familiarity outside [0, 1].
         """
         beta = rule.check_beta(beta)
         mask = rule.candidate_mask(self._names, candidates)
-        quality, name = self._policy(policy)
+        name = self._policy(policy)
+        if not 0.0 <= familiarity <= 1.0:
+            raise QueryError(f"familiarity must lie in [0, 1], not {familiarity!r}")
         try:
             vector = np.array(query_vector, dtype=np.float32)  # a copy: the decision keeps it
         except (TypeError, ValueError, OverflowError):
@@ -267,7 +180,8 @@ class Router:
             raise QueryError(f"the query vector has shape {vector.shape}, the bundle expects ({width},)")
         if not np.isfinite(vector).all():
             raise QueryError("the query vector holds a value that is not finite")
-        return self._decide(vector[None], beta, quality, name, mask, None, (0, 0), time.perf_counter_ns())
+        certain = np.array([familiarity], dtype=np.float32)
+        return self._decide(vector[None], certain, beta, name, mask, None, (0, 0), time.perf_counter_ns())
 
     async def aroute(
         self,
@@ -283,19 +197,52 @@ class Router:
         """The token ids of a text, (L,) int64, and what was cut."""
         return self._require_encoder().tokenize(text)
 
-    def encode(self, text: str) -> tuple[NDArray[np.float32], Truncation]:
-        """The query vector of a text, (Q,) float32, and what was cut."""
+    def encode(self, text: str) -> Encoded:
+        """The query vector of a text, its familiarity, and what was cut."""
         encoder = self._require_encoder()
         ids, truncation = encoder.tokenize(text)
-        return encoder.encode(ids)[0], truncation
+        vector, familiarity = encoder.encode(ids)
+        return Encoded(vector[0], float(familiarity[0]), truncation)
 
-    def predict(self, query_vectors: NDArray[np.float32], policy: str | None = None) -> NDArray[np.floating[Any]]:
-        """Predicted quality of every candidate of the pool: (B, Q) float32 → (B, M) in [0, 1]."""
-        return self.quality_of(policy).predict(query_vectors, self._vectors)
+    def predict(
+        self,
+        query_vectors: NDArray[np.float32],
+        policy: str | None = None,
+        familiarity: NDArray[np.floating[Any]] | None = None,
+    ) -> NDArray[np.floating[Any]]:
+        """Quality of every candidate of the pool as the decision uses it: (B, Q) float32 → (B, M) in [0, 1].
+
+        Calibrated, and where the familiarity (B,) of the queries is given, shrunk by it; ``hdp-paper`` is left as
+        it was published.
+        """
+        name = self._policy(policy)
+        prediction = self._policies[name].predict(query_vectors, self._vectors)
+        return self.refine(name, prediction, query_vectors, familiarity)
+
+    def refine(
+        self,
+        policy: str,
+        prediction: NDArray[np.floating[Any]],
+        query_vectors: NDArray[np.float32],
+        familiarity: NDArray[np.floating[Any]] | None = None,
+    ) -> NDArray[np.floating[Any]]:
+        """What :meth:`predict` makes of a policy's bare prediction (B, M): calibrated, then shrunk."""
+        quality = prediction
+        if policy in self._calibrations:
+            calibration, table = self._calibrations[policy]
+            quality = calibrated(calibration, table, quality, query_vectors, self._vectors)
+        if familiarity is not None and self._prior is not None and policy != "hdp-paper":
+            quality = shrunk(quality, familiarity, self._prior)
+        return quality
 
     def quality_of(self, policy: str | None = None) -> Quality:
-        """The policy's predictor, for model vectors other than the pool's."""
-        return self._policy(policy)[0]
+        """The policy's bare predictor, for model vectors other than the pool's: not calibrated, not shrunk."""
+        return self._policies[self._policy(policy)]
+
+    @property
+    def prior(self) -> NDArray[np.float64] | None:
+        """(M,) overall accuracy of each candidate, toward which strange queries shrink; None in a NIR-only bundle."""
+        return self._prior
 
     def warmup(self, lengths: Sequence[int] = (8, 64, 256)) -> None:
         """Route texts of about these many tokens, so that the first real query pays for no allocation."""
@@ -314,12 +261,11 @@ class Router:
     def policies(self) -> tuple[str, ...]:
         return tuple(self._policies)
 
-    def _policy(self, policy: str | None) -> tuple[Quality, str]:
+    def _policy(self, policy: str | None) -> str:
         name = self.bundle.manifest.default_policy if policy is None else policy
-        try:
-            return self._policies[name], name
-        except (KeyError, TypeError):
-            raise PolicyError(f"no policy {name!r}: the bundle has {', '.join(self._policies)}") from None
+        if not isinstance(name, str) or name not in self._policies:
+            raise PolicyError(f"no policy {name!r}: the bundle has {', '.join(self._policies)}")
+        return name
 
     def _require_encoder(self) -> QueryEncoder:
         if self._encoder is None:
@@ -329,15 +275,15 @@ class Router:
     def _decide(
         self,
         vector: NDArray[np.float32],
+        familiarity: NDArray[np.float32],
         beta: float,
-        quality: Quality,
         policy: str,
         mask: NDArray[np.bool_] | None,
         truncation: Truncation | None,
         stages: tuple[int, int],
         scoring_started: int,
     ) -> Decision:
-        qualities = quality.predict(vector, self._vectors)[0]
+        qualities = self.predict(vector, policy, familiarity)[0]
         utilities = rule.utility(qualities, self._normalized, beta)
         names, costs = self._names, self._costs
         model = names[int(rule.choose(utilities, mask))]
@@ -353,6 +299,7 @@ class Router:
             costs=costs,
             vector=vector[0],
             domain_names=self.bundle.manifest.domains,
+            familiarity=float(familiarity[0]),
             beta=beta,
             policy=policy,
             variant=self.variant,
@@ -360,6 +307,43 @@ class Router:
             truncation=truncation,
             timing=Timing(stages[0] / 1e6, stages[1] / 1e6, score / 1e6),
         )
+
+
+def _encoder(bundle: Bundle, variant: Variant, threads: int) -> QueryEncoder | None:
+    manifest = bundle.manifest
+    if variant.encoder is None or manifest.tokens is None:
+        return None
+    tokenizer = TextTokenizer.from_file(bundle.path / "tokenizer.json", manifest.tokens)
+    session = Session(bundle.path, variant.encoder, variant.provider, threads)
+    width = next(t.dims[-1] for t in variant.encoder.outputs if t.name == "query_vector")
+    if isinstance(width, int) and width != manifest.query_width:
+        raise BundleIOMismatchError(
+            f"{bundle.path / variant.encoder.path}: gives query vectors of {width} entries, the manifest's "
+            f"domains, difficulty and embedding make {manifest.query_width}"
+        )
+    return QueryEncoder(tokenizer, session, variant.encoder)
+
+
+def _policies(bundle: Bundle, variant: Variant, threads: int) -> dict[str, Quality]:
+    found: dict[str, Quality] = {}
+    for name, parameters in bundle.manifest.policies.items():
+        if name == "nir" and variant.nir is not None:
+            found[name] = Nir(Session(bundle.path, variant.nir, variant.provider, threads))
+        elif name == "hdp":
+            with _in_manifest(bundle, name):
+                found[name] = Hdp.from_json(parameters)
+        elif name == "hdp-paper":
+            found[name] = HdpPaper()
+    return found
+
+
+@contextlib.contextmanager
+def _in_manifest(bundle: Bundle, policy: str) -> Iterator[None]:
+    """Names the file and the policy in an error about its parameters."""
+    try:
+        yield
+    except BundleSchemaError as error:
+        raise BundleSchemaError(f"{bundle.path / MANIFEST}: policies.{policy}: {error}") from None
 
 
 def _with_bundle_vectors(given: Pool, bundled: Pool) -> Pool:

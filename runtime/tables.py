@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from arllm.runtime.router import Decision
+    from arllm.runtime.answer import Decision
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

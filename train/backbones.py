@@ -60,7 +60,7 @@ class GemmaSpec:
     def first_layers(self, count: int | None) -> GemmaSpec:
         if count is None:
             return self
-        if not 1 <= count <= self.num_layers:
+        if not 0 <= count <= self.num_layers:
             raise RunError(f"--layers {count}: the backbone has {self.num_layers} layers")
         return replace(self, num_layers=count, layer_types=self.layer_types[:count])
 
@@ -80,8 +80,8 @@ class Backbone:
     source: dict[str, str]  # name, revision, license, note
 
 
-def nano_spec(vocab_size: int, *, layers: int = 4, width: int = 256) -> GemmaSpec:
-    """4 layers × 256 (feed-forward 1,024; 4 heads of 64, one key/value head); window 257; the last layer global."""
+def nano_spec(vocab_size: int, *, layers: int = 0, width: int = 256) -> GemmaSpec:
+    """256 wide (feed-forward 1,024; 4 heads of 64, one key/value head); window 257; the last layer global."""
     return GemmaSpec(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -91,7 +91,7 @@ def nano_spec(vocab_size: int, *, layers: int = 4, width: int = 256) -> GemmaSpe
         num_kv_heads=1,
         head_dim=64,
         window=257,
-        layer_types=(SLIDING,) * (layers - 1) + (FULL,),
+        layer_types=((SLIDING,) * (layers - 1) + (FULL,))[:layers],
         query_pre_attn_scalar=64,
     )
 
@@ -171,10 +171,10 @@ def nano(
     tokenizer: Tokenizer | None = None,
 ) -> Backbone:
     """The ``nano`` backbone with random weights and a tokenizer trained on ``texts``, the training queries."""
-    if layers is not None and layers < 1:
-        raise RunError(f"--layers {layers}: nano needs at least 1 layer")
+    if layers is not None and layers < 0:
+        raise RunError(f"--layers {layers}: must not be negative")
     tokenizer = tokenizer or train_bpe(texts, vocab_size)
-    spec = nano_spec(tokenizer.get_vocab_size(), layers=4 if layers is None else layers)
+    spec = nano_spec(tokenizer.get_vocab_size(), layers=layers or 0)
     return Backbone(
         spec=spec,
         model=build_model(spec),

@@ -117,10 +117,12 @@ def router_qualities(
     found: dict[str, Array] = {}
     position = {text: i for i, text in enumerate(texts)}
     index = [position[outcomes.queries[i]] for i in rows]
-    vectors = np.stack([router.encode(text)[0] for text in texts]) if texts else None
+    encoded = [router.encode(text) for text in texts]
+    familiarity = np.array([one.familiarity for one in encoded])
     for policy in router.policies if policies is None else policies:
         quality = np.full((len(outcomes), len(columns)), np.nan)
-        if vectors is not None:
-            quality[rows] = router.predict(vectors, policy)[:, columns][index]
+        if encoded:
+            vectors = np.stack([one.vector for one in encoded])
+            quality[rows] = router.predict(vectors, policy, familiarity)[:, columns][index]
         found[policy] = quality
     return found

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from arllm.runtime.errors import needs_extra
+
+if TYPE_CHECKING:
+    from arllm.runtime.router import Router
 
 
 def progress(message: str) -> None:
@@ -28,6 +31,7 @@ def progress(message: str) -> None:
 @click.option("--baseline", "baselines", multiple=True, help="Only these baselines; repeatable.  [default: all]")
 @click.option("--query-costs", type=click.Path(exists=True), help="Costs per query: like labels.csv, in characters.")
 @click.option("--unseen", multiple=True, help="A candidate that training did not know; repeatable.")
+@click.option("--published-recipe", is_flag=True, help="Also train the published NIR recipe (minutes; needs torch).")
 @click.option("--resamples", default=1000, show_default=True, help="Of the paired bootstrap over queries.")
 @click.option("--report", type=click.Path(), help="Also write report.html, plots and tables into this folder.")
 @click.option("--json", "as_json", is_flag=True, help="The whole result as JSON.")
@@ -42,13 +46,15 @@ def evaluate(
     baselines: tuple[str, ...],
     query_costs: str | None,
     unseen: tuple[str, ...],
+    published_recipe: bool,
     resamples: int,
     report: str | None,
     as_json: bool,
 ) -> None:
-    """Judge what BUNDLE would decide on OUTCOMES, beside every plain baseline.
+    """Judge what BUNDLE, or a RUN that is not exported yet, would decide on OUTCOMES, beside every plain baseline.
 
     Operating points are chosen on the val split and judged on test and ood; the baselines are fitted on train.
+    With --published-recipe, NIR as published (domain probabilities and difficulty, without its leaks) is one of them.
     While you still choose between routers, look at `--split val` alone.
 
     \b
@@ -64,12 +70,11 @@ def evaluate(
         from arllm.train.outcomes import assign_splits, read_outcomes
         from arllm.train.query_costs import read_query_costs
         from arllm.train.report import text_report, write_report
-    from arllm.runtime.router import Router
 
     unknown = sorted(set(baselines) - set(BASELINES))
     if unknown:
         raise click.UsageError(f"no baseline {unknown[0]!r}: there are {', '.join(BASELINES)}")
-    router = Router.load(bundle, variant=variant, pool=pool)
+    router = _router(bundle, variant, pool)
     table = assign_splits(read_outcomes(outcomes, labels))
     paid = None if query_costs is None else read_query_costs(query_costs, table)
     bench = prepare(table, router.pool, paid=paid)
@@ -78,9 +83,16 @@ def evaluate(
     chosen = policies or router.policies
     ours = router_qualities(router, bench.outcomes, chosen, splits={"val", *wanted})
     manifest = router.bundle.manifest
+    extra = {}
+    if published_recipe:
+        with needs_extra("train", "--published-recipe"):
+            from arllm.train.published_recipe import NAME, fit_published_recipe
+        fitted = fit_published_recipe(bench.outcomes.split("train"), progress=progress)
+        extra[NAME] = fitted(bench.outcomes)
     result = judge(
         bench,
         ours,
+        extra=extra,
         baselines=baselines or BASELINES,
         splits=wanted,
         bounds=(manifest.cost_minimum, manifest.cost_maximum),
@@ -93,6 +105,20 @@ def evaluate(
         split = next(name for name in ("test", "val", "ood") if name in wanted)
         paths = write_report(result, Path(report), example_decisions(router, bench, split=split))
         progress(f"wrote {', '.join(str(path) for path in paths)}")
+
+
+def _router(path: str, variant: str, pool: str | None) -> Router:
+    """Of a bundle by the runtime, of a run by PyTorch."""
+    if not (Path(path) / "run.json").is_file():
+        from arllm.runtime.router import Router
+
+        return Router.load(path, variant=variant, pool=pool)
+    if variant != "auto" or pool is not None:
+        raise click.UsageError("--variant and --pool go with a bundle; a run has PyTorch and its own pool")
+    with needs_extra("train", "arllm eval RUN"):
+        from arllm.train.run_router import run_router
+        from arllm.train.rundir import read_run
+    return run_router(read_run(path), path)
 
 
 @click.group()

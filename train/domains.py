@@ -38,13 +38,13 @@ def difficulty(correct: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     if values.shape[1] == 0:
         return np.full(len(values), np.nan)
     if not seen.all():
-        values = np.where(seen, values, _imputed(values, seen))
+        values = np.where(seen, values, imputed(values, seen))
     result: NDArray[np.float64] = 1.0 - values.mean(axis=1)
     result[~seen.any(axis=1)] = np.nan
     return result
 
 
-def _imputed(values: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+def imputed(values: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(N, M) clip(ability + ease, 0, 1), fitted on the seen values by alternating the two exact steps."""
     filled = np.where(seen, values, 0.0)
     by_query, by_candidate = seen.sum(axis=1), seen.sum(axis=0)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import GemmaSpec, build_model
 
+PAIRS = 1 << 19  # slots for pairs of neighbouring tokens; two pairs that share one pass for each other
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -72,12 +74,15 @@ class QueryEncoder(nn.Module):
     hidden layer (``body``), then into the heads.
 
     ``token_weight`` (vocabulary,), ``center`` and ``scale`` (2 * width,) are statistics of the training queries:
-    see :mod:`arllm.train.lexical` and :func:`arllm.train.heads.fit_heads`.
+    see :mod:`arllm.train.lexical` and :func:`arllm.train.heads.fit_heads`; ``pair_density`` (PAIRS,) uint8 and
+    ``familiar`` (2,) say what is familiar: see :mod:`arllm.train.familiarity`.
     """
 
     token_weight: Tensor
     center: Tensor
     scale: Tensor
+    pair_density: Tensor
+    familiar: Tensor
 
     def __init__(self, spec: EncoderSpec, backbone: nn.Module | None = None, dropout: float = 0.1) -> None:
         super().__init__()
@@ -87,6 +92,8 @@ class QueryEncoder(nn.Module):
         self.register_buffer("token_weight", torch.ones(spec.backbone.vocab_size))
         self.register_buffer("center", torch.zeros(2 * width))
         self.register_buffer("scale", torch.ones(2 * width))
+        self.register_buffer("pair_density", torch.ones(PAIRS, dtype=torch.uint8))
+        self.register_buffer("familiar", torch.tensor([0.0, 1.0]))
         self.body = nn.Sequential(
             nn.Dropout(dropout / 2), nn.Linear(2 * width, hidden), nn.ReLU(), nn.Dropout(dropout)
         )
@@ -119,8 +126,24 @@ class QueryEncoder(nn.Module):
             parts.append(self.embedding_head(hidden))
         return Encoded(torch.cat(parts, dim=-1), domain_logits, difficulty_logit.squeeze(-1))
 
+    def wording(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean of ``pair_density`` over the pairs of neighbouring tokens, (B,) float32; 0 where there is no pair."""
+        pair = (attention_mask[:, :-1] * attention_mask[:, 1:]).to(torch.float32)  # (B, S - 1)
+        density = self.pair_density[pair_slots(input_ids[:, :-1], input_ids[:, 1:])].to(torch.float32)
+        return (density * pair).sum(dim=1) / pair.sum(dim=1).clamp(min=1.0)
+
+    def familiarity(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """How much a query's wording is like training's, (B,) in [0, 1]: :meth:`wording` between two marks."""
+        low, high = self.familiar[0], self.familiar[1]
+        return ((self.wording(input_ids, attention_mask) - low) / (high - low)).clamp(0.0, 1.0)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         return self.heads(torch.cat(self.views(input_ids, attention_mask), dim=-1))
+
+
+def pair_slots(first: Any, second: Any) -> Any:
+    """The slots of pairs of token ids in ``pair_density``: int64 tensors or arrays of one shape."""
+    return (first * 40_503 + second) % PAIRS
 
 
 def pad_batch(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:

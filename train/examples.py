@@ -12,7 +12,8 @@ from arllm.train import curves
 from arllm.train.bench import Bench, router_qualities
 
 if TYPE_CHECKING:
-    from arllm.runtime.router import Decision, Router
+    from arllm.runtime.answer import Decision
+    from arllm.runtime.router import Router
 
 KINDS = ("cheaper and right", "dear and needed", "wrong")
 

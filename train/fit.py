@@ -32,16 +32,25 @@ from arllm.train.nir import Nir
 from arllm.train.options import TrainOptions
 
 Progress = Callable[[str], None]
+DIFFERENCES = 10.0  # see distillation; chosen on cross-validation of the training split
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Tokenized queries with their targets. NaN in ``correct`` or ``difficulty`` and -1 in ``domain`` are masked."""
+    """Tokenized queries with their targets. NaN in the floats and -1 in ``domain`` are masked."""
 
     ids: Sequence[NDArray[np.int64]]  # N rows of (L_i,)
     correct: NDArray[np.float32]  # (N, M)
     domain: NDArray[np.int64]  # (N,)
     difficulty: NDArray[np.float32]  # (N,)
+    taught: NDArray[np.float32] | None = None  # (N, M) the teachers' P(correct), see arllm.train.teacher; None = none
+
+    def targets(self, index: Any = slice(None)) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(correct, domain, difficulty, taught) of the rows, as tensors."""
+        taught = np.full_like(self.correct, np.nan) if self.taught is None else self.taught
+        arrays = (self.correct[index], self.domain[index], self.difficulty[index], taught[index])
+        correct, domain, difficulty, soft = (torch.from_numpy(array) for array in arrays)
+        return correct, domain, difficulty, soft
 
 
 class RouterNet(nn.Module):
@@ -88,8 +97,24 @@ def contrast(logits: Tensor, correct: Tensor) -> Tensor:
     return (functional.softplus(-difference) * ahead[decided].abs()).mean()
 
 
+def distillation(logits: Tensor, taught: Tensor) -> Tensor:
+    """Distance of predictions (B, M) to the teachers', NaN = not taught: of each, and of how candidates differ.
+
+    Cross-entropy to a soft target, plus ``DIFFERENCES`` times the squared distance of the probabilities less their
+    mean over the candidates: what moves a route is a tenth of what makes a query easy or hard.
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network".
+    """
+    observed = ~taught.isnan()
+    if not bool(observed.any()):
+        return logits.sum() * 0.0
+    count = observed.sum(dim=1, keepdim=True).clamp(min=1)
+    gap = torch.where(observed, logits.sigmoid() - taught.nan_to_num(), 0.0)
+    centred = torch.where(observed, gap - gap.sum(dim=1, keepdim=True) / count, 0.0)
+    return masked_bce(logits, taught) + DIFFERENCES * centred.square().sum() / observed.sum()
+
+
 def losses(net: RouterNet, batch: tuple[Tensor, ...], model_vectors: Tensor) -> dict[str, Tensor]:
-    """The losses of a batch (ids, mask, correct, domain, difficulty)."""
+    """The losses of a batch (ids, mask, correct, domain, difficulty, taught)."""
     ids, mask, *targets = batch
     return losses_of(net, net.encoder(ids, mask), tuple(targets), model_vectors)
 
@@ -97,13 +122,14 @@ def losses(net: RouterNet, batch: tuple[Tensor, ...], model_vectors: Tensor) -> 
 def losses_of(
     net: RouterNet, encoded: Encoded, targets: tuple[Tensor, ...], model_vectors: Tensor
 ) -> dict[str, Tensor]:
-    """The losses of encoded queries against (correct, domain, difficulty)."""
-    correct, domain, difficulty = targets
+    """The losses of encoded queries against (correct, domain, difficulty, taught)."""
+    correct, domain, difficulty, taught = targets
     logits = net.nir.all_pairs(encoded.query_vector, model_vectors)  # (B, M): every candidate in one call
     known = domain >= 0
     return {
         "correct": masked_bce(logits.float(), correct),
         "contrast": contrast(logits.float(), correct),
+        "taught": distillation(logits.float(), taught),
         "domain": functional.cross_entropy(encoded.domain_logits[known].float(), domain[known])
         if bool(known.any())
         else logits.sum() * 0.0,
@@ -113,9 +139,10 @@ def losses_of(
 
 def total_loss(parts: dict[str, Tensor], options: TrainOptions) -> Tensor:
     """The weighted sum that is minimized."""
+    own = 1.0 if options.teacher_folds == 0 else options.outcome_weight
     return (
-        parts["correct"]
-        + options.contrast_weight * parts["contrast"]
+        own * (parts["correct"] + options.contrast_weight * parts["contrast"])
+        + parts["taught"]
         + options.domain_weight * parts["domain"]
         + options.difficulty_weight * parts["difficulty"]
     )
@@ -272,13 +299,13 @@ def validation_losses(net: RouterNet, examples: Examples, vectors: Tensor, optio
     net.eval()
     device = vectors.device
     order = np.argsort([len(row) for row in examples.ids], kind="stable")
-    sums = dict.fromkeys(("correct", "contrast", "domain", "difficulty"), 0.0)
+    sums: dict[str, float] = {}
     for start in range(0, len(order), 64):
         index = order[start : start + 64]
         with autocast(device, options.precision):
             parts = losses(net, _batch(examples, index, net.encoder.spec.tokens.pad_id, device), vectors)
         for name, value in parts.items():
-            sums[name] += float(value) * len(index)
+            sums[name] = sums.get(name, 0.0) + float(value) * len(index)
     return {name: value / len(order) for name, value in sums.items()}
 
 
@@ -294,13 +321,9 @@ def _steps(
         yield step, epoch_batches[position]
 
 
-def _batch(
-    examples: Examples, index: NDArray[np.int64], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _batch(examples: Examples, index: NDArray[np.int64], pad_id: int, device: torch.device) -> tuple[Tensor, ...]:
     ids, mask = pad_batch([examples.ids[i] for i in index], pad_id)
-    targets = (examples.correct[index], examples.domain[index], examples.difficulty[index])
-    correct, domain, difficulty = (torch.from_numpy(array).to(device) for array in targets)
-    return ids.to(device), mask.to(device), correct, domain, difficulty
+    return tuple(tensor.to(device) for tensor in (ids, mask, *examples.targets(index)))
 
 
 def autocast(device: torch.device, precision: str) -> Any:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from arllm.runtime.calibration import calibrated
 from arllm.runtime.errors import RunError
 from arllm.runtime.pool import Pool
 from arllm.runtime.tokens import TextTokenizer, TokenSpec
 from arllm.train import backbones, rundir
+from arllm.train.calibration import fit_calibration
 from arllm.train.domains import Domains, assign_domains, difficulty, model_vectors
 from arllm.train.encoder import EncoderSpec, QueryEncoder, encode_all
+from arllm.train.familiarity import fit_familiarity
 from arllm.train.fit import Examples, RouterNet, fit
 from arllm.train.hdp import fit_hdp
-from arllm.train.heads import fit_heads
+from arllm.train.heads import fit_heads, standardize
 from arllm.train.lexical import idf_weights, init_token_table, token_counts
 from arllm.train.metrics import brier, candidate_auc, mean_per_subset
 from arllm.train.nir import build_nir
@@ -32,6 +35,7 @@ from arllm.train.options import TrainOptions
 from arllm.train.outcomes import Outcomes, assign_splits, carve_validation
 from arllm.train.pools import match_pool
 from arllm.train.staging import staged_folder
+from arllm.train.teacher import teach
 
 Progress = Callable[[str], None]
 
@@ -90,9 +94,19 @@ def train(
     )
     encoder = QueryEncoder(spec, backbone.model, options.dropout)
     _start_lexical(encoder, examples, backbone.pretrained, options.seed)
+    fit_familiarity(encoder, examples.ids, val_examples.ids)
     net = RouterNet(encoder, build_nir(options.nir, spec.query_width, len(domains.names)))
-    if not resume:
-        fit_heads(net, examples, val_examples, vectors, options, progress)
+    taught_file = partial / "taught.npy"
+    if resume:
+        examples = replace(examples, taught=np.load(taught_file) if taught_file.is_file() else None)
+    else:
+        views, val_views = standardize(encoder, examples, val_examples, options, progress)
+        if options.teacher_folds:
+            taught = teach(encoder, views, examples, options, progress)
+            np.save(taught_file, taught)
+            examples = replace(examples, taught=taught)
+        held_out = (val_views, val_examples)
+        fit_heads(net, views, examples, vectors, options, held_out=held_out, progress=progress)
     history = fit(
         net,
         examples,
@@ -110,12 +124,17 @@ def train(
     hdp = fit_hdp(query_vectors, vectors, val_rows.correct)
     with torch.inference_mode():
         predicted = net.nir.all_pairs(torch.from_numpy(query_vectors), torch.from_numpy(vectors)).sigmoid().numpy()
+    calibration = fit_calibration(predicted, query_vectors, vectors, val_rows.correct, pool.names)
+    table = calibration.table(pool.names)
+    predicted = calibrated(calibration, table, predicted, query_vectors, vectors).astype(np.float32)
     metrics = _metrics(train_rows, val_rows, pool, predicted, query_vectors, val_domains)
     metrics["history"] = asdict(history)
     run = rundir.Run(
         encoder=encoder,
         nir=net.nir,
         hdp=hdp,
+        calibration=calibration,
+        domain_shares=tuple(_shares(domains)),
         tokenizer=backbone.tokenizer,
         pool=pool,
         options=options,
@@ -132,7 +151,7 @@ def train(
     )
     with staged_folder(out) as staging:
         rundir.write_run(run, staging)
-    for name in ("checkpoint.pt", "tokenizer.json"):
+    for name in ("checkpoint.pt", "tokenizer.json", "taught.npy"):
         (partial / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: holds something that isn't ours
         partial.rmdir()
@@ -181,6 +200,12 @@ def _examples(tokenizer: TextTokenizer, rows: Outcomes, domains: Domains) -> Exa
         domain=domains.index,
         difficulty=difficulty(rows.correct).astype(np.float32),
     )
+
+
+def _shares(domains: Domains) -> list[float]:
+    """Share of the training queries in each domain, of those in one; sum 1."""
+    counts = np.bincount(domains.index[domains.index >= 0], minlength=len(domains.names))
+    return [float(share) for share in counts / counts.sum()]
 
 
 def _metrics(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from arllm.runtime.calibration import Calibration
 from arllm.runtime.errors import RunError
 from arllm.runtime.pool import Pool, read_pool_json
 from arllm.runtime.quality import Hdp
@@ -29,7 +30,7 @@ from arllm.train.encoder import EncoderSpec, QueryEncoder
 from arllm.train.nir import Nir, build_nir
 from arllm.train.options import TrainOptions
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ class Run:
     encoder: QueryEncoder
     nir: Nir
     hdp: Hdp
+    calibration: Calibration  # of NIR
+    domain_shares: tuple[float, ...]  # of the training queries
     tokenizer: Tokenizer
     pool: Pool  # with model vectors
     options: TrainOptions
@@ -88,6 +91,8 @@ def write_run(run: Run, folder: Path) -> None:
             "options": run.options.to_json(),
             "encoder": run.encoder.spec.to_json(),
             "nir": {"shape": run.nir.shape},
+            "calibration": run.calibration.to_json(),
+            "domain_shares": list(run.domain_shares),
             "hdp": {"slope": run.hdp.slope, "weight": run.hdp.weight, "bias": run.hdp.bias},
             "source": dict(run.source),
         },
@@ -107,6 +112,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         data = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if data["run_version"] > RUN_VERSION:
             raise RunError("from a newer arllm: pip install --upgrade arllm")
+        if data["run_version"] < RUN_VERSION:
+            raise RunError("from an older arllm, whose runs hold less: train again")
         spec = EncoderSpec.from_json(data["encoder"])
         encoder = QueryEncoder(spec)
         encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
@@ -116,6 +123,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             encoder=encoder.eval(),
             nir=nir.eval(),
             hdp=Hdp.from_json(data["hdp"]),
+            calibration=Calibration.from_json(data["calibration"], len(spec.domains)),
+            domain_shares=tuple(float(share) for share in data["domain_shares"]),
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             pool=read_pool_json(folder / "pool.json"),
             options=TrainOptions.from_json(data["options"]),

@@ -1,0 +1,125 @@
+"""From what a policy predicts to the quality that is mixed with cost: calibration, then doubt about strange queries.
+
+Pure functions of arrays and the parameters that a bundle stores. Knows nothing about graphs, beta or text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arllm.runtime.errors import BundleSchemaError
+from arllm.runtime.quality import ability
+
+Array = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
+
+EDGE = 0.01  # predictions are held this far from 0 and 1: a logit is infinite there
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """``sigmoid(scale * logit(mixed) + offset_m + sum_d p_d * offset_{m,d})``.
+
+    ``mixed`` keeps the prediction's level, its mean over the candidates, and takes the share ``ability`` of how
+    candidates differ from the ability (as in HDP), the rest from the prediction: a prediction that was fitted to
+    single outcomes overrates how candidates differ, and the means are the steadier half of it.
+    ``offsets`` has a row of 1 + D logits for each candidate whose outcomes were seen; any other candidate gets
+    ``default``, the mean row. Fitted by :mod:`arllm.train.calibration` on validation.
+    Source of the logistic form: Platt 1999.
+    """
+
+    ability: float  # in [0, 1]
+    scale: float
+    default: tuple[float, ...]
+    offsets: Mapping[str, tuple[float, ...]]
+
+    def table(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """The rows of the named candidates, (M, 1 + D) float64."""
+        return np.array([self.offsets.get(name, self.default) for name in names], dtype=np.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ability": self.ability,
+            "scale": self.scale,
+            "default": list(self.default),
+            "offsets": {name: list(row) for name, row in self.offsets.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], domains: int) -> Calibration:
+        """Parse what a manifest or a run stores.
+
+        Raises:
+            BundleSchemaError: a number is missing or not finite, or a row has another width than 1 + ``domains``.
+        """
+        try:
+            rows = {str(name): tuple(float(v) for v in row) for name, row in data["offsets"].items()}
+            default = tuple(float(v) for v in data["default"])
+            found = cls(float(data["ability"]), float(data["scale"]), default, rows)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise BundleSchemaError(
+                f"calibration: expected ability, scale, default and offsets ({error!r})"
+            ) from None
+        for name, row in (("default", default), *rows.items()):
+            if len(row) != 1 + domains:
+                raise BundleSchemaError(f"calibration: {name!r} has {len(row)} offsets, expected {1 + domains}")
+        values = (found.ability, found.scale, *default, *(v for row in rows.values() for v in row))
+        if not all(math.isfinite(value) for value in values):
+            raise BundleSchemaError("calibration: a number is not finite")
+        return found
+
+
+def logit(probability: Floats) -> NDArray[np.float64]:
+    """Log odds of probabilities held in [EDGE, 1 - EDGE]."""
+    held = np.clip(np.asarray(probability, dtype=np.float64), EDGE, 1.0 - EDGE)
+    odds: NDArray[np.float64] = np.log(held / (1.0 - held))
+    return odds
+
+
+def calibrated(
+    calibration: Calibration,
+    table: NDArray[np.float64],
+    prediction: Floats,
+    query_vectors: Array,
+    model_vectors: Array,
+) -> NDArray[np.float64]:
+    """Predictions (B, M) of a policy → calibrated P(correct), (B, M) float64 in (0, 1).
+
+    ``table`` (M, 1 + D) is :meth:`Calibration.table` of the candidates; query_vectors (B, Q), model_vectors (M, D).
+    """
+    domains = query_vectors[:, : model_vectors.shape[1]].astype(np.float64)
+    score = calibration.scale * logit(mixed(prediction, query_vectors, model_vectors, calibration.ability))
+    score += table[:, 0] + domains @ table[:, 1:].T
+    return 1.0 / (1.0 + np.exp(-score))
+
+
+def mixed(prediction: Floats, query_vectors: Array, model_vectors: Array, share: float) -> NDArray[np.float64]:
+    """The prediction's level with ``share`` of the candidates' differences taken from the ability, (B, M) float64."""
+    told = np.asarray(prediction, dtype=np.float64)
+    able = ability(query_vectors, model_vectors)
+    level = told.mean(axis=1, keepdims=True) - able.mean(axis=1, keepdims=True)
+    blend: NDArray[np.float64] = (1.0 - share) * told + share * (able + level)
+    return blend
+
+
+def shrunk(quality: Floats, familiarity: Floats, prior: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How candidates differ on a query, shrunk toward how they differ overall: (B, M), (B,), (M,) → (B, M) float64.
+
+    ``level + known + familiarity * (own - known)``: ``level`` is the query's mean quality, ``own`` each candidate's
+    difference from it, ``known`` the differences of the ``prior``, the candidates' overall accuracy. At familiarity 0
+    the choice is that of the zero router for the same beta; the level moves no choice, so it stays, held so that
+    every quality lies in [0, 1].
+    """
+    values = np.asarray(quality, dtype=np.float64)
+    level = values.mean(axis=1, keepdims=True)
+    known = prior - prior.mean()
+    apart = known + np.asarray(familiarity, dtype=np.float64)[:, None] * (values - level - known)
+    highest, lowest = 1.0 - apart.max(axis=1, keepdims=True), -apart.min(axis=1, keepdims=True)
+    mixed: NDArray[np.float64] = np.clip(level, lowest, highest) + apart
+    return mixed
