@@ -45,6 +45,7 @@ class Content:
     domains: tuple[str, ...]
     embedding_width: int
     domain_shares: tuple[float, ...] | None
+    mean_difficulty: float | None
     tokens: TokenSpec | None
     policies: Mapping[str, Mapping[str, Any]]
     pool: Pool
@@ -90,6 +91,7 @@ def export_run(
         embedding_width=encoder.spec.embedding_width,
         tokens=encoder.spec.tokens,
         domain_shares=run.domain_shares,
+        mean_difficulty=run.mean_difficulty,
         policies={
             "nir": {"shape": run.nir.shape, "calibration": run.calibration.to_json()},
             "hdp": dataclasses.asdict(run.hdp),
@@ -184,6 +186,7 @@ def _write_manifest(
                 "domains": list(content.domains),
                 "embedding_width": content.embedding_width,
                 "domain_shares": None if content.domain_shares is None else list(content.domain_shares),
+                "mean_difficulty": content.mean_difficulty,
             },
             "tokens": None if content.tokens is None else content.tokens.to_json(),
             "default_policy": next(iter(content.policies)),

@@ -77,6 +77,7 @@ def export_checkpoint(
         domains=tuple(domains),
         embedding_width=0,
         domain_shares=None,
+        mean_difficulty=None,
         tokens=None,
         policies={"nir": {"shape": net.shape}, "hdp-paper": {}},
         pool=pool,

@@ -69,6 +69,7 @@ class Manifest:
     domains: tuple[str, ...]
     embedding_width: int
     domain_shares: tuple[float, ...] | None  # of the training queries, sum 1; None where nothing was trained
+    mean_difficulty: float | None  # of the training queries, as their outcomes have it
     tokens: TokenSpec | None
     default_policy: str
     policies: Mapping[str, Mapping[str, Any]]
@@ -235,6 +236,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         or not all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in shares)
     ):
         raise query.error("domain_shares", f"expected {len(domains)} numbers in [0, 1]")
+    mean_difficulty = query.get("mean_difficulty", (int, float), None)
+    if mean_difficulty is not None and not 0 <= mean_difficulty <= 1:
+        raise query.error("mean_difficulty", f"must lie in [0, 1], not {mean_difficulty}")
     tokens = top.get("tokens", dict, None)
     cost = top.child("cost")
     minimum, maximum = cost.get("minimum", (int, float)), cost.get("maximum", (int, float))
@@ -264,6 +268,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         domains=domains,
         embedding_width=embedding_width,
         domain_shares=None if shares is None else tuple(float(v) for v in shares),
+        mean_difficulty=None if mean_difficulty is None else float(mean_difficulty),
         tokens=None if tokens is None else _tokens(tokens, where),
         default_policy=default_policy,
         policies=policies,

@@ -26,9 +26,8 @@ EDGE = 0.01  # predictions are held this far from 0 and 1: a logit is infinite t
 class Calibration:
     """``sigmoid(scale * logit(mixed) + offset_m + sum_d p_d * offset_{m,d})``.
 
-    ``mixed`` keeps the prediction's level, its mean over the candidates, and takes the share ``ability`` of how
-    candidates differ from the ability (as in HDP), the rest from the prediction: a prediction that was fitted to
-    single outcomes overrates how candidates differ, and the means are the steadier half of it.
+    ``mixed = (1 - ability) * prediction + ability * sum_d p_d * a_{m,d}``: a prediction that was fitted to single
+    outcomes overrates how candidates differ, and the means per domain are the steadier half of it.
     ``offsets`` has a row of 1 + D logits for each candidate whose outcomes were seen; any other candidate gets
     ``default``, the mean row. Fitted by :mod:`arllm.train.calibration` on validation.
     Source of the logistic form: Platt 1999.
@@ -100,26 +99,28 @@ def calibrated(
 
 
 def mixed(prediction: Floats, query_vectors: Array, model_vectors: Array, share: float) -> NDArray[np.float64]:
-    """The prediction's level with ``share`` of the candidates' differences taken from the ability, (B, M) float64."""
-    told = np.asarray(prediction, dtype=np.float64)
-    able = ability(query_vectors, model_vectors)
-    level = told.mean(axis=1, keepdims=True) - able.mean(axis=1, keepdims=True)
-    blend: NDArray[np.float64] = (1.0 - share) * told + share * (able + level)
+    """The prediction with ``share`` of the ability in it, (B, M) float64."""
+    blend: NDArray[np.float64] = (1.0 - share) * np.asarray(prediction, dtype=np.float64)
+    blend += share * ability(query_vectors, model_vectors)
     return blend
 
 
-def shrunk(quality: Floats, familiarity: Floats, prior: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How candidates differ on a query, shrunk toward how they differ overall: (B, M), (B,), (M,) → (B, M) float64.
+def overall(prior: NDArray[np.float64], difficulty: Floats, mean_difficulty: float) -> NDArray[np.float64]:
+    """What is known of a candidate on a query of which only the difficulty is: (M,), (B,) → (B, M) float64.
 
-    ``level + known + familiarity * (own - known)``: ``level`` is the query's mean quality, ``own`` each candidate's
-    difference from it, ``known`` the differences of the ``prior``, the candidates' overall accuracy. At familiarity 0
-    the choice is that of the zero router for the same beta; the level moves no choice, so it stays, held so that
-    every quality lies in [0, 1].
+    ``sigmoid(logit(prior) + logit(1 - difficulty) - logit(1 - mean difficulty of training))``: overall accuracy,
+    moved as far as the query is harder or easier than the mean. On queries that nobody or everybody answers
+    candidates come closer, so that at one beta not all strange queries change sides at once.
+    Source of the form: Rasch 1960.
     """
-    values = np.asarray(quality, dtype=np.float64)
-    level = values.mean(axis=1, keepdims=True)
-    known = prior - prior.mean()
-    apart = known + np.asarray(familiarity, dtype=np.float64)[:, None] * (values - level - known)
-    highest, lowest = 1.0 - apart.max(axis=1, keepdims=True), -apart.min(axis=1, keepdims=True)
-    mixed: NDArray[np.float64] = np.clip(level, lowest, highest) + apart
-    return mixed
+    usual = logit(np.array([1.0 - mean_difficulty]))
+    ease = logit(1.0 - np.asarray(difficulty, dtype=np.float64)) - usual
+    known: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(logit(prior) + ease[:, None])))
+    return known
+
+
+def shrunk(quality: Floats, familiarity: Floats, known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``known + familiarity * (quality - known)``: (B, M), (B,), (B, M) → (B, M) float64."""
+    certain = np.asarray(familiarity, dtype=np.float64)[:, None]
+    held: NDArray[np.float64] = known + certain * (np.asarray(quality, dtype=np.float64) - known)
+    return held

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from arllm.runtime import decision as rule
 from arllm.runtime.answer import Decision, Encoded, Timing
 from arllm.runtime.bundle import MANIFEST, Bundle, Variant, open_bundle
-from arllm.runtime.calibration import Calibration, calibrated, shrunk
+from arllm.runtime.calibration import Calibration, calibrated, overall, shrunk
 from arllm.runtime.encoder import QueryEncoder
 from arllm.runtime.errors import (
     BundleIOMismatchError,
@@ -231,8 +231,10 @@ class Router:
         if policy in self._calibrations:
             calibration, table = self._calibrations[policy]
             quality = calibrated(calibration, table, quality, query_vectors, self._vectors)
-        if familiarity is not None and self._prior is not None and policy != "hdp-paper":
-            quality = shrunk(quality, familiarity, self._prior)
+        mean = self.bundle.manifest.mean_difficulty
+        if familiarity is not None and self._prior is not None and mean is not None and policy != "hdp-paper":
+            difficulty = query_vectors[:, self._vectors.shape[1]]
+            quality = shrunk(quality, familiarity, overall(self._prior, difficulty, mean))
         return quality
 
     def quality_of(self, policy: str | None = None) -> Quality:

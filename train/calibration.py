@@ -12,15 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from arllm.runtime.calibration import Calibration, logit, mixed
+from arllm.runtime.calibration import Calibration, calibrated, logit, mixed
 from arllm.runtime.errors import RunError
+from arllm.runtime.pool import Pool
+from arllm.runtime.quality import ability
+from arllm.train import curves
 
 Floats = NDArray[np.floating[Any]]
 
-ABILITY = 0.4  # share of the candidates' differences that is taken from the ability; see tests/benchmarks/QUALITY.md
-# Pseudo-outcomes that hold the offset of a candidate, a domain, and a pair of both at 0. Training knows the
-# candidates from several times as many outcomes: offsets that follow validation's throws cost routes.
-PRIOR = (500.0, 300.0, 10_000.0)
+SHARES = (0.3, 0.65, 1.0)  # of the candidates' differences, taken from the ability; see tests/benchmarks/QUALITY.md
+PRIOR = (300.0, 10_000.0)  # pseudo-outcomes that hold the offset of a domain, and of a domain for one candidate, at 0
+
+
+def choose_calibration(
+    prediction: Floats,
+    query_vectors: NDArray[np.float32],
+    model_vectors: NDArray[np.float32],
+    correct: Floats,
+    pool: Pool,
+) -> Calibration:
+    """:func:`fit_calibration` with the share of :data:`SHARES` whose routes close most of the gap on these queries.
+
+    The fewer the training queries, the more of what a network says of candidates is noise; the means per domain stay
+    good. Columns are the pool's candidates.
+    """
+    table = curves.outcome_table(correct, pool.costs)
+    frame = curves.frame(table, table, curves.best_single(correct))
+    found, gaps = [], []
+    for share in SHARES:
+        calibration = fit_calibration(prediction, query_vectors, model_vectors, correct, pool.names, share)
+        quality = calibrated(calibration, calibration.table(pool.names), prediction, query_vectors, model_vectors)
+        played = curves.play(quality, table, curves.hull_betas(quality, table))
+        found.append(calibration)
+        gaps.append(float(curves.measure(played, curves.play(quality, table, [0.0]), frame).gap_closed))
+    return found[int(np.argmax(np.nan_to_num(gaps, nan=-np.inf)))]
 
 
 def fit_calibration(
@@ -29,10 +54,13 @@ def fit_calibration(
     model_vectors: NDArray[np.float32],
     correct: Floats,
     names: Sequence[str],
+    share: float,
 ) -> Calibration:
-    """Penalized maximum likelihood of scale and offsets on queries that the networks were not trained on.
+    """The calibration of a policy, on queries that the networks were not trained on.
 
-    Binary cross-entropy, with Gaussian priors that hold the offsets near 0.
+    Scale and offsets of domains: penalized maximum likelihood. The offsets of the candidates themselves: so that
+    they differ in mean quality as their model vectors say that they do on these queries. Training knows that from
+    several times as many outcomes, and offsets that follow validation's throws cost routes.
 
     Args:
         prediction: (N, M) in [0, 1], of the policy.
@@ -40,6 +68,7 @@ def fit_calibration(
         model_vectors: (M, D) float32.
         correct: (N, M) in [0, 1], NaN = not evaluated.
         names: the M candidates.
+        share: of how candidates differ, taken from the ability.
 
     Raises:
         RunError: no outcome is observed.
@@ -47,53 +76,55 @@ def fit_calibration(
     if np.isnan(correct).all():
         raise RunError("the calibration can't be fitted: the validation split has no outcomes")
     domains = query_vectors[:, : model_vectors.shape[1]].astype(np.float64)
-    score = logit(mixed(prediction, query_vectors, model_vectors, ABILITY))
-    scale, rows = _offsets(score, domains, correct)
-    rows = rows.round(6)
+    able = ability(query_vectors, model_vectors)
+    level = float(np.nanmean(correct - able))  # how much harder these queries are than training's
+    base = logit(mixed(prediction, query_vectors, model_vectors, share))
+    scale, by_domain = _domains(base, domains, correct)
+    score = scale * base + domains @ by_domain.T
+    own = _matching(score, np.clip(able.mean(axis=0) + level, 0.01, 0.99))
+    rows = np.concatenate([own[:, None], by_domain], axis=1).round(6)
     return Calibration(
-        ability=ABILITY,
+        ability=share,
         scale=scale,
         default=tuple(rows.mean(axis=0).tolist()),
         offsets={name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)},
     )
 
 
-def _offsets(
+def _domains(
     score: NDArray[np.float64], domains: NDArray[np.float64], correct: Floats
 ) -> tuple[float, NDArray[np.float64]]:
-    """The scale of a score (N, M), and rows of offsets (M, 1 + D): of the candidate, of each domain."""
+    """The scale of a score (N, M), and each candidate's offsets of the domains, (M, D)."""
     seen = ~np.isnan(correct)
+    count = seen.sum()
     target = np.where(seen, correct, 0.0).astype(np.float64)
     m, d = correct.shape[1], domains.shape[1]
-    # A prior worth w outcomes: each bends the mean loss by at most a quarter.
-    free, held = [0.0, 0.0], np.repeat(PRIOR, (m, d, m * d)) * 0.25 / seen.sum()
-    spring = np.concatenate([free, held])
-
-    def parts(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        return x[2 : 2 + m], x[2 + m : 2 + m + d], x[2 + m + d :].reshape(m, d)
+    # A prior worth w outcomes: each bends the mean loss by at most a quarter. Scale and bias are free.
+    spring = np.concatenate([[0.0, 0.0], np.repeat(PRIOR, (d, m * d)) * 0.25 / count])
 
     def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        by_candidate, by_domain, by_pair = parts(x)
-        value, slope = _cross_entropy(
-            x[0] * score + x[1] + by_candidate + domains @ (by_domain + by_pair).T, target, seen
-        )
+        offsets = x[2 : 2 + d] + x[2 + d :].reshape(m, d)
+        z = x[0] * score + x[1] + domains @ offsets.T
+        value = np.where(seen, np.logaddexp(0.0, z) - target * z, 0.0).sum() / count
+        slope = np.where(seen, 1.0 / (1.0 + np.exp(-z)) - target, 0.0) / count  # (N, M)
         pairs = slope.T @ domains  # (M, D)
-        gradient = [[(slope * score).sum(), slope.sum()], slope.sum(axis=0), pairs.sum(axis=0), pairs.ravel()]
-        return value + 0.5 * float((spring * x * x).sum()), np.concatenate(gradient) + spring * x
+        gradient = np.concatenate([[(slope * score).sum(), slope.sum()], pairs.sum(axis=0), pairs.ravel()])
+        return float(value + 0.5 * (spring * x * x).sum()), gradient + spring * x
 
     start = np.zeros(len(spring))
     start[0] = 1.0
     bounds = [(1e-3, None)] + [(None, None)] * (len(spring) - 1)
     found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 300}).x
-    by_candidate, by_domain, by_pair = parts(found)
-    return float(found[0]), np.concatenate([(found[1] + by_candidate)[:, None], by_domain + by_pair], axis=1)
+    return float(found[0]), found[2 : 2 + d] + found[2 + d :].reshape(m, d)
 
 
-def _cross_entropy(
-    score: NDArray[np.float64], target: NDArray[np.float64], seen: NDArray[np.bool_]
-) -> tuple[float, NDArray[np.float64]]:
-    """Mean over the seen cells, and its slope by each score, (N, M)."""
-    count = seen.sum()
-    value = np.where(seen, np.logaddexp(0.0, score) - target * score, 0.0).sum() / count
-    slope: NDArray[np.float64] = np.where(seen, 1.0 / (1.0 + np.exp(-score)) - target, 0.0) / count
-    return float(value), slope
+def _matching(score: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Offsets (M,) with which the queries' mean of sigmoid(score + offset) is the target, by Newton's rule."""
+    offsets = np.zeros(score.shape[1])
+    for _ in range(50):
+        quality = 1.0 / (1.0 + np.exp(-(score + offsets)))
+        step = (quality.mean(axis=0) - target) / np.maximum((quality * (1.0 - quality)).mean(axis=0), 1e-3)
+        offsets -= np.clip(step, -1.0, 1.0)
+        if np.abs(step).max() < 1e-9:
+            break
+    return offsets

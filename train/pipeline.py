@@ -21,7 +21,7 @@ from arllm.runtime.errors import RunError
 from arllm.runtime.pool import Pool
 from arllm.runtime.tokens import TextTokenizer, TokenSpec
 from arllm.train import backbones, rundir
-from arllm.train.calibration import fit_calibration
+from arllm.train.calibration import choose_calibration
 from arllm.train.domains import Domains, assign_domains, difficulty, model_vectors
 from arllm.train.encoder import EncoderSpec, QueryEncoder, encode_all
 from arllm.train.familiarity import fit_familiarity
@@ -124,7 +124,7 @@ def train(
     hdp = fit_hdp(query_vectors, vectors, val_rows.correct)
     with torch.inference_mode():
         predicted = net.nir.all_pairs(torch.from_numpy(query_vectors), torch.from_numpy(vectors)).sigmoid().numpy()
-    calibration = fit_calibration(predicted, query_vectors, vectors, val_rows.correct, pool.names)
+    calibration = choose_calibration(predicted, query_vectors, vectors, val_rows.correct, pool)
     table = calibration.table(pool.names)
     predicted = calibrated(calibration, table, predicted, query_vectors, vectors).astype(np.float32)
     metrics = _metrics(train_rows, val_rows, pool, predicted, query_vectors, val_domains)
@@ -135,6 +135,7 @@ def train(
         hdp=hdp,
         calibration=calibration,
         domain_shares=tuple(_shares(domains)),
+        mean_difficulty=float(np.nanmean(examples.difficulty)),
         tokenizer=backbone.tokenizer,
         pool=pool,
         options=options,

@@ -59,6 +59,7 @@ def run_router(run: Run, path: str | os.PathLike[str], pool: Pool | None = None)
         domains=spec.domains,
         embedding_width=spec.embedding_width,
         domain_shares=run.domain_shares,
+        mean_difficulty=run.mean_difficulty,
         tokens=spec.tokens,
         default_policy="nir",
         policies={"nir": {"calibration": run.calibration.to_json()}, "hdp": asdict(run.hdp), "hdp-paper": {}},

@@ -50,6 +50,7 @@ class Run:
     hdp: Hdp
     calibration: Calibration  # of NIR
     domain_shares: tuple[float, ...]  # of the training queries
+    mean_difficulty: float  # of the training queries
     tokenizer: Tokenizer
     pool: Pool  # with model vectors
     options: TrainOptions
@@ -93,6 +94,7 @@ def write_run(run: Run, folder: Path) -> None:
             "nir": {"shape": run.nir.shape},
             "calibration": run.calibration.to_json(),
             "domain_shares": list(run.domain_shares),
+            "mean_difficulty": run.mean_difficulty,
             "hdp": {"slope": run.hdp.slope, "weight": run.hdp.weight, "bias": run.hdp.bias},
             "source": dict(run.source),
         },
@@ -125,6 +127,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             hdp=Hdp.from_json(data["hdp"]),
             calibration=Calibration.from_json(data["calibration"], len(spec.domains)),
             domain_shares=tuple(float(share) for share in data["domain_shares"]),
+            mean_difficulty=float(data["mean_difficulty"]),
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             pool=read_pool_json(folder / "pool.json"),
             options=TrainOptions.from_json(data["options"]),

@@ -38,6 +38,17 @@ def test_eval_judges_a_bundle_beside_the_baselines(tiny_bundle: Path, outcomes_f
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_eval_trains_the_published_recipe_where_it_is_asked_to(tiny_bundle: Path, outcomes_folder: Path) -> None:
+    arguments = ["eval", str(tiny_bundle), str(outcomes_folder), "--split", "val", "--resamples", "20"]
+    done = run(*arguments, "--policy", "hdp", "--baseline", "random", "--published-recipe", "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["routers"] == ["hdp", "published NIR recipe", "random"]
+    recipe = result["results"]["val"]["routers"]["published NIR recipe"]
+    assert recipe["auc"] > 0.55  # it has learned something
+    assert "published NIR recipe" in result["results"]["val"]["differences"]["hdp"]
+
+
 def test_eval_refuses_an_unknown_baseline(tiny_bundle: Path, outcomes_folder: Path) -> None:
     done = run("eval", str(tiny_bundle), str(outcomes_folder), "--baseline", "tea leaves")
     assert done.exit_code == 2

@@ -17,6 +17,7 @@ from arllm.train.encoder import EncoderSpec, QueryEncoder
 
 BACKBONES = {
     "nano": nano_spec(300, layers=2),
+    "layerless": nano_spec(300, layers=0),
     # Gemma-3-270M with a small vocabulary and two of its layers.
     "gemma3-270m": GemmaSpec(
         vocab_size=300,
@@ -74,6 +75,8 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Traced]:
             for key, parameter in encoder.named_parameters():
                 if "norm" in key:
                     parameter.normal_(0.0, 0.3)
+            encoder.pair_density.random_(0, 20)
+            encoder.familiar.copy_(torch.tensor([6.0, 13.0]))  # around the mean of 9.5
         folder = tmp_path_factory.mktemp("graphs") / name
         folder.mkdir()
         graphs.export_encoder(encoder, folder)

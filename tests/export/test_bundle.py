@@ -18,6 +18,7 @@ import torch
 from arllm.export import conformance, graphs
 from arllm.export.bundle import Content, bundle_folder, export_run
 from arllm.export.card import model_card
+from arllm.runtime.calibration import calibrated, shrunk
 from arllm.runtime.conformance import rerun
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Candidate, Pool
@@ -53,6 +54,19 @@ def manifest(tiny_bundle: Path) -> dict[str, Any]:
     return data
 
 
+def by_pytorch(run: Run, ids: torch.Tensor) -> tuple[np.ndarray, float, np.ndarray]:
+    """(query vector, familiarity, quality): NIR by PyTorch, calibrated and shrunk."""
+    vectors, mask = run.pool.vectors(), torch.ones_like(ids)
+    with torch.no_grad():
+        vector = run.encoder(ids, mask).query_vector
+        familiarity = run.encoder.familiarity(ids, mask).numpy()
+        bare = run.nir.all_pairs(vector, torch.from_numpy(vectors)).sigmoid().numpy()
+    table = run.calibration.table(run.pool.names)
+    quality = calibrated(run.calibration, table, bare, vector.numpy(), vectors)
+    prior = vectors.astype(np.float64) @ np.array(run.domain_shares)
+    return vector.numpy()[0], float(familiarity[0]), shrunk(quality, familiarity, prior)[0]
+
+
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
@@ -69,12 +83,17 @@ def test_these_files_and_their_hashes(tiny_bundle: Path, manifest: dict[str, Any
 
 
 def test_the_manifest(run: Run, tiny_bundle: Path, manifest: dict[str, Any]) -> None:
-    assert (manifest["schema_version"], manifest["name"]) == (1, tiny_bundle.name)
-    assert manifest["query"] == {"domains": list(run.encoder.spec.domains), "embedding_width": 8}
+    assert (manifest["schema_version"], manifest["name"]) == (2, tiny_bundle.name)
+    assert manifest["query"] == {
+        "domains": list(run.encoder.spec.domains),
+        "embedding_width": 8,
+        "domain_shares": list(run.domain_shares),
+    }
     assert TokenSpec.from_json(manifest["tokens"]) == run.encoder.spec.tokens
     assert manifest["default_policy"] == "nir"
     hdp = {"slope": run.hdp.slope, "weight": run.hdp.weight, "bias": run.hdp.bias}
-    assert manifest["policies"] == {"nir": {"shape": "interaction"}, "hdp": hdp, "hdp-paper": {}}
+    nir = {"shape": "interaction", "calibration": run.calibration.to_json()}
+    assert manifest["policies"] == {"nir": nir, "hdp": hdp, "hdp-paper": {}}
     costs = run.pool.costs
     assert manifest["cost"] == {"unit": run.pool.unit, "minimum": costs.min(), "maximum": costs.max()}
     for package in ("arllm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers"):
@@ -110,6 +129,7 @@ def test_the_manifest_describes_each_graph(tiny_bundle: Path, manifest: dict[str
         ]
         assert encoder["outputs"] == [
             {"name": "query_vector", "dtype": "float32", "dims": ["batch", width]},
+            {"name": "familiarity", "dtype": "float32", "dims": ["batch"]},
             {"name": "pooled", "dtype": "float32", "dims": ["batch", 256]},
         ]
         assert nir["inputs"] == [
@@ -163,6 +183,7 @@ def test_conformance_covers_each_text_and_variant(tiny_bundle: Path, run: Run) -
         for expected in row["expected"].values():
             assert len(expected["query_vector"]) == run.encoder.spec.query_width
             assert set(expected["quality"]) == set(run.pool.names)
+            assert 0.0 <= expected["familiarity"] <= 1.0
             assert set(expected["choice"]) == {"0", "0.25", "0.5", "0.75", "1"}
             assert expected["choice"]["1"] == run.pool.names[0]  # cost alone: the cheapest
     assert any(row["bytes_dropped"] for row in rows)
@@ -170,15 +191,16 @@ def test_conformance_covers_each_text_and_variant(tiny_bundle: Path, run: Run) -
 
 
 def test_conformance_is_what_pytorch_says(tiny_bundle: Path, run: Run) -> None:
+    familiarities = set()
     for line in (tiny_bundle / "conformance.jsonl").read_text().splitlines():
         row = json.loads(line)
-        ids = torch.tensor([row["ids"]])
-        with torch.no_grad():
-            vector = run.encoder(ids, torch.ones_like(ids)).query_vector
-            quality = run.nir.all_pairs(vector, torch.from_numpy(run.pool.vectors())).sigmoid()[0]
+        vector, familiarity, quality = by_pytorch(run, torch.tensor([row["ids"]]))
         expected = row["expected"]["cpu-fp32"]
-        np.testing.assert_allclose(expected["query_vector"], vector[0].numpy(), rtol=0, atol=1e-4)
-        np.testing.assert_allclose([expected["quality"][n] for n in run.pool.names], quality.numpy(), atol=1e-4)
+        np.testing.assert_allclose(expected["query_vector"], vector, rtol=0, atol=1e-4)
+        assert expected["familiarity"] == pytest.approx(familiarity, abs=1e-4)
+        np.testing.assert_allclose([expected["quality"][n] for n in run.pool.names], quality, atol=1e-4)
+        familiarities.add(expected["familiarity"])
+    assert len(familiarities) > 1
 
 
 def test_this_host_conforms(tiny_bundle: Path) -> None:
@@ -219,13 +241,11 @@ def ncf_bundle(ncf_run: Run, tiny_bundle: Path, tmp_path_factory: pytest.TempPat
 
 def test_the_ncf_shape_exports_and_routes_as_pytorch_does(ncf_bundle: Path, ncf_run: Run) -> None:
     router = Router.load(ncf_bundle)
-    assert router.bundle.manifest.policies["nir"] == {"shape": "ncf"}
+    assert router.bundle.manifest.policies["nir"]["shape"] == "ncf"
     assert router.bundle.manifest.name == "two towers"
     for text in ("What is 17 + 25?", "", "Sort: b a c " * 40):
         ids = torch.from_numpy(ncf_run.text_tokenizer().encode(text)[0])[None]
-        with torch.no_grad():
-            vector = ncf_run.encoder(ids, torch.ones_like(ids)).query_vector
-            want = ncf_run.nir.all_pairs(vector, torch.from_numpy(ncf_run.pool.vectors())).sigmoid()[0].numpy()
+        want = by_pytorch(ncf_run, ids)[2]
         decision = router.route(text, beta=0.0)
         np.testing.assert_allclose(decision.qualities, want, rtol=0, atol=1e-4)
         assert decision.model == ncf_run.pool.names[int(want.argmax())]
@@ -292,6 +312,7 @@ def content(**source: Any) -> Content:
         source={"backbone": backbone, **source},
         domains=("a",),
         embedding_width=0,
+        domain_shares=None,
         tokens=TokenSpec(64, (1,), (2,), 0),
         policies={"nir": {}},
         pool=Pool((Candidate("m", 1.0, (0.5,)),), "USD"),

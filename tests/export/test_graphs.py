@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from arllm.export import graphs
-from arllm.train.encoder import QueryEncoder, pad_batch
+from arllm.train.encoder import PAIRS, QueryEncoder, pad_batch
 from arllm.train.nir import Nir, build_nir
 
+OUTPUTS = ("query_vector", "familiarity", "pooled")
 LENGTHS = (1, 8, 33, 154, 256, 258, 512, 700)  # around the window of 257 and far past it
 NIR_WIDTHS = {"interaction": (4, 3), "ncf": (5, 4), "interaction with an embedding": (12, 3)}
 
@@ -34,19 +35,21 @@ def batch(size: int, length: int) -> list[NDArray[np.int64]]:
     return [rng.integers(3, 300, size=n) for n in lengths]
 
 
-def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(query vectors, pooled), each query alone and unpadded."""
-    vectors, pooled = [], []
+def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> tuple[NDArray[Any], ...]:
+    """(query vectors, familiarity, pooled), each query alone and unpadded."""
+    vectors, familiarity, pooled = [], [], []
     with torch.no_grad():
         for row in rows:
             ids = torch.from_numpy(row)[None]
-            views = encoder.views(ids, torch.ones_like(ids))
+            mask = torch.ones_like(ids)
+            views = encoder.views(ids, mask)
+            familiarity.append(encoder.familiarity(ids, mask))
             pooled.append(views[0])
             vectors.append(encoder.heads(torch.cat(views, dim=-1)).query_vector)
-    return torch.cat(vectors).numpy(), torch.cat(pooled).numpy()
+    return torch.cat(vectors).numpy(), torch.cat(familiarity).numpy(), torch.cat(pooled).numpy()
 
 
-@pytest.mark.parametrize("name", ["nano", "gemma3-270m", "grouped"])
+@pytest.mark.parametrize("name", ["nano", "layerless", "gemma3-270m", "grouped"])
 def test_the_encoder_over_batches_and_lengths(name: str, traced: Callable[[str], Any]) -> None:
     encoder, folder = traced(name).encoder, traced(name).folder
     live = session(folder / "encoder.onnx")
@@ -55,12 +58,12 @@ def test_the_encoder_over_batches_and_lengths(name: str, traced: Callable[[str],
         for length in LENGTHS:
             rows = batch(size, length)
             ids, mask = (tensor.numpy() for tensor in pad_batch(rows, 0))
-            vectors, pooled = live.run(["query_vector", "pooled"], {"input_ids": ids, "attention_mask": mask})
-            want_vectors, want_pooled = by_pytorch(encoder, rows)
-            where = f"batch {size}, length {length}"
-            np.testing.assert_allclose(vectors, want_vectors, rtol=0, atol=1e-4, err_msg=where)
-            np.testing.assert_allclose(pooled, want_pooled, rtol=0, atol=1e-4, err_msg=where)
-            spread.append(want_vectors)
+            got = live.run(OUTPUTS, {"input_ids": ids, "attention_mask": mask})
+            want = by_pytorch(encoder, rows)
+            for name_of, one, other in zip(OUTPUTS, got, want, strict=True):
+                where = f"{name_of}, batch {size}, length {length}"
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-4, err_msg=where)
+            spread.append(np.column_stack(want[:2]))
     assert np.concatenate(spread).std(axis=0).min() > 1e-3  # the queries differ in every entry
 
 
@@ -77,11 +80,11 @@ def test_the_window_is_in_the_graph(traced: Callable[[str], Any]) -> None:
     encoder: Any = traced("nano").encoder
     config = encoder.backbone.config
     short, long = batch(1, 60), batch(1, 512)
-    before = by_pytorch(encoder, short)[1], by_pytorch(encoder, long)[1]
+    before = by_pytorch(encoder, short)[2], by_pytorch(encoder, long)[2]
     window = config.sliding_window
     try:
         config.sliding_window = 129
-        after = by_pytorch(encoder, short)[1], by_pytorch(encoder, long)[1]
+        after = by_pytorch(encoder, short)[2], by_pytorch(encoder, long)[2]
     finally:
         config.sliding_window = window
     np.testing.assert_allclose(after[0], before[0], rtol=0, atol=1e-6)
@@ -105,14 +108,19 @@ def test_names_and_dims_of_the_encoder(traced: Callable[[str], Any]) -> None:
         "input_ids": (integer, ["batch", "tokens"]),
         "attention_mask": (integer, ["batch", "tokens"]),
     }
-    assert dims(graph.output) == {"query_vector": (real, ["batch", 12]), "pooled": (real, ["batch", 256])}
+    assert dims(graph.output) == {
+        "query_vector": (real, ["batch", 12]),
+        "familiarity": (real, ["batch"]),
+        "pooled": (real, ["batch", 256]),
+    }
 
 
 def test_files_of_the_encoder(traced: Callable[[str], Any]) -> None:
     folder = traced("nano").folder
     assert sorted(path.name for path in folder.iterdir()) == ["encoder.onnx", "weights.bin"]
     parameters = sum(p.numel() for p in traced("nano").encoder.parameters())
-    assert (folder / "weights.bin").stat().st_size == pytest.approx(4 * parameters, rel=0.02)  # each weight once
+    once = 4 * parameters + PAIRS  # each weight and the byte of each pair of tokens
+    assert (folder / "weights.bin").stat().st_size == pytest.approx(once, rel=0.01)
     assert (folder / "encoder.onnx").stat().st_size < 1_000_000
     model = onnx.load(str(folder / "encoder.onnx"), load_external_data=False)
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)  # no traced source paths

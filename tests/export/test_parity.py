@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ from arllm.export import bundle as exporting
 from arllm.export import graphs, parity, quantize
 from arllm.export.bundle import export_run
 from arllm.runtime.errors import ExportError, ParityError
+from arllm.runtime.quality import HdpPaper
 from arllm.runtime.router import Router
 from arllm.train.encoder import QueryEncoder
 from arllm.train.nir import build_nir
@@ -47,8 +49,40 @@ def test_the_tiny_bundle_is_within_its_bounds(reports: dict[str, dict[str, Any]]
     fp32, int8 = reports["cpu-fp32"], reports["cpu-int8"]
     assert fp32["query_vector_max_difference"] < 1e-5
     assert fp32["padded_batch_max_difference"] < 1e-5
+    assert fp32["familiarity_max_difference"] < 1e-5
+    assert int8["familiarity_max_difference"] < 1e-5  # of whole numbers that no variant rounds
     assert int8["query_vector_max_difference"] > 1e-5  # int8 was measured, not fp32 twice
     assert int8["pooled_centred_cosine"]["mean"] < fp32["pooled_centred_cosine"]["mean"]
+
+
+def test_what_is_compared_is_the_refined_quality(run: Run, tiny_bundle: Path) -> None:
+    """A variant whose calibration or familiarity went astray decides otherwise, and must be told by its quality."""
+    router = Router.load(tiny_bundle, variant="cpu-fp32")
+    reference = exporting._reference(run, 20, lambda message: None)
+    assert reference.familiarity is not None
+    assert reference.familiarity.std() > 0.1
+    forgetful = dataclasses.replace(reference, familiarity=np.ones_like(reference.familiarity))
+    report = parity.measure(router, forgetful)
+    for policy in ("nir", "hdp"):
+        assert report["policies"][policy]["quality_max_difference"] > 0.01
+    assert report["policies"]["hdp-paper"]["quality_max_difference"] < 1e-5  # knows no familiarity
+    with pytest.raises(ParityError):
+        parity.check(report, "cpu-fp32", "fp32")
+
+
+def test_the_references_prediction_is_bare(run: Run) -> None:
+    reference = exporting._reference(run, 10, lambda message: None)
+    vectors = run.pool.vectors()
+    with torch.no_grad():
+        queries = torch.from_numpy(reference.query_vectors)
+        bare = run.nir.all_pairs(queries, torch.from_numpy(vectors)).sigmoid().numpy()
+    np.testing.assert_array_equal(reference.prediction("nir", vectors), bare)
+    np.testing.assert_array_equal(
+        reference.prediction("hdp", vectors), run.hdp.predict(reference.query_vectors, vectors)
+    )
+    paper = HdpPaper().predict(reference.query_vectors, vectors)
+    np.testing.assert_array_equal(reference.prediction("hdp-paper", vectors), paper)
+    assert np.abs(reference.prediction("hdp", vectors) - paper).max() > 0.01
 
 
 def test_the_centred_cosine_is_the_harder_one(reports: dict[str, dict[str, Any]]) -> None:
@@ -60,6 +94,7 @@ def test_the_centred_cosine_is_the_harder_one(reports: dict[str, dict[str, Any]]
 # Path into a report, and a value just past its bound.
 FP32_BOUNDS: list[tuple[tuple[str, ...], float]] = [
     (("query_vector_max_difference",), 1.1e-4),
+    (("familiarity_max_difference",), 1.1e-4),
     (("padded_batch_max_difference",), 1.1e-4),
     (("policies", "nir", "quality_max_difference"), 1.1e-4),
     (("policies", "hdp", "quality_max_difference"), 1.1e-4),
@@ -267,8 +302,8 @@ def test_parity_json_has_every_figure(tiny_bundle: Path) -> None:
     for report in data["variants"].values():
         assert {"mean", "min"} == set(report["pooled_centred_cosine"]) == set(report["pooled_cosine"])
         assert report["queries"] >= 40
-        for key in ("query_vector_max_difference", "pooled_max_difference", "padded_batch_max_difference"):
-            assert math.isfinite(report[key])
+        for key in ("query_vector", "familiarity", "pooled", "padded_batch"):
+            assert math.isfinite(report[f"{key}_max_difference"])
         assert set(report["policies"]) == set(report["near_ties"]) == {"nir", "hdp", "hdp-paper"}
         for figures in report["policies"].values():
             for key in ("mean_regret", "agreement", "distinct_choices", "quality_max_difference", "accuracy_loss"):

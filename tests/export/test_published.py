@@ -111,7 +111,7 @@ def test_the_bundle_says_that_it_holds_no_encoder(folders: dict[str, Path]) -> N
     }
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["tokens"] is None
-    assert manifest["query"] == {"domains": ["bbh", "math", "gpqa"], "embedding_width": 0}
+    assert manifest["query"] == {"domains": ["bbh", "math", "gpqa"], "embedding_width": 0, "domain_shares": None}
     assert list(manifest["variants"][0]["graphs"]) == ["nir"]
     assert len(manifest["source"]["checkpoint"]["sha256"]) == 64
     card = (out / "README.md").read_text()
@@ -122,6 +122,9 @@ def test_the_bundle_says_that_it_holds_no_encoder(folders: dict[str, Path]) -> N
         router.route("What is 17 + 25?")
     with pytest.raises(QueryError, match=r"shape \(3,\), the bundle expects \(4,\)"):
         router.route_vector([0.2, 0.3, 0.5])
+    assert router.prior is None
+    known, strange = (router.route_vector([0.2, 0.3, 0.5, 0.4], familiarity=f) for f in (1.0, 0.0))
+    np.testing.assert_array_equal(strange.qualities, known.qualities)  # nothing to shrink toward
     router.warmup()
     result = rerun(router)
     assert result.problems == ()

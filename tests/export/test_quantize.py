@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from arllm.export import quantize
+from arllm.train.encoder import PAIRS
 
 Graph = tuple[onnx.GraphProto, dict[str, NDArray[Any]]]
 
@@ -108,7 +109,9 @@ def test_the_output_is_close_to_fp32(pair: tuple[Any, Path]) -> None:
         live = onnxruntime.InferenceSession(str(place / "encoder.onnx"), providers=["CPUExecutionProvider"])
         answers = [live.run(None, {"input_ids": r[None], "attention_mask": np.ones_like(r)[None]}) for r in rows]
         outputs.append([np.concatenate(parts) for parts in zip(*answers, strict=True)])
-    (vectors, pooled), (vectors8, pooled8) = outputs
+    (vectors, familiarity, pooled), (vectors8, familiarity8, pooled8) = outputs
+    np.testing.assert_array_equal(familiarity8, familiarity)  # whole numbers, counted alike
+    assert familiarity.std() > 0.05
     assert np.abs(vectors8 - vectors).max() < 0.1
     centred, centred8 = pooled - pooled.mean(0), pooled8 - pooled.mean(0)
     cosine = (centred * centred8).sum(1) / np.linalg.norm(centred, axis=1) / np.linalg.norm(centred8, axis=1)
@@ -119,16 +122,30 @@ def test_the_output_is_close_to_fp32(pair: tuple[Any, Path]) -> None:
 def test_the_files(pair: tuple[Any, Path]) -> None:
     source, folder = pair
     assert sorted(path.name for path in folder.iterdir()) == ["encoder.onnx", "weights.bin"]
-    assert (folder / "weights.bin").stat().st_size < 0.4 * (source.folder / "weights.bin").stat().st_size
+    small, large = ((place / "weights.bin").stat().st_size - PAIRS for place in (folder, source.folder))
+    assert small < 0.4 * large  # the bytes of the pairs of tokens aside, which are the same
     before = onnx.load(str(source.folder / "encoder.onnx"), load_external_data=False).graph
     after = onnx.load(str(folder / "encoder.onnx"), load_external_data=False).graph
     assert [v.SerializeToString() for v in after.input] == [v.SerializeToString() for v in before.input]
     assert [v.name for v in after.output] == [v.name for v in before.output]
 
 
-def test_a_graph_without_products_is_refused() -> None:
-    with pytest.raises(ValueError, match="no product with a weight"):
-        quantize._layer_products(onnx.GraphProto())
+def test_an_encoder_without_layers_has_only_its_table_rounded(traced: Callable[[str], Any], tmp_path: Path) -> None:
+    source = traced("layerless")
+    quantize.quantize_encoder(source.folder / "encoder.onnx", tmp_path)
+    graph, values = read(tmp_path)
+    assert not producers(graph, ("MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"))
+    table = source.encoder.backbone.embed_tokens.weight.detach().numpy()
+    assert [v.shape for v in values.values() if v.dtype == np.int8] == [table.shape]
+    ids = np.random.default_rng(0).integers(3, 300, size=(1, 40))
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    outputs = []
+    for place in (source.folder, tmp_path):
+        live = onnxruntime.InferenceSession(str(place / "encoder.onnx"), providers=["CPUExecutionProvider"])
+        outputs.append(live.run(["query_vector", "familiarity"], feed))
+    (vector, familiarity), (vector8, familiarity8) = outputs
+    assert 0 < np.abs(vector8 - vector).max() < 0.02
+    np.testing.assert_array_equal(familiarity8, familiarity)
 
 
 def test_a_graph_without_a_token_table_is_refused() -> None:

@@ -165,7 +165,7 @@ def set_graph(**fields: Any) -> Change:
 
 
 BROKEN: list[tuple[Change, str]] = [
-    (lambda data: data.update(schema_version=2), "schema version 2 is newer than 1: pip install"),
+    (lambda data: data.update(schema_version=3), "schema version 3 is newer than 2: pip install"),
     (lambda data: data.update(schema_version=0), "schema_version"),
     (lambda data: data.update(schema_version=True), "schema_version: unexpected bool"),
     (lambda data: data.update(schema_version="1"), "schema_version: unexpected str"),
@@ -179,6 +179,12 @@ BROKEN: list[tuple[Change, str]] = [
     (lambda data: data["query"].update(domains=["a", 5]), "query.domains"),
     (lambda data: data["query"].update(embedding_width=-1), "query.embedding_width"),
     (lambda data: data["query"].update(embedding_width=8.0), "query.embedding_width: unexpected float"),
+    (lambda data: data["query"].update(domain_shares="half"), "query.domain_shares: unexpected str"),
+    (lambda data: data["query"].update(domain_shares=[0.5, 0.5]), "query.domain_shares: expected 9 numbers"),
+    (lambda data: data["query"]["domain_shares"].__setitem__(0, 1.5), "query.domain_shares: expected 9 numbers in"),
+    (lambda data: data["query"]["domain_shares"].__setitem__(1, True), "query.domain_shares: expected 9 numbers"),
+    (lambda data: data["query"]["domain_shares"].__setitem__(2, float("nan")), "query.domain_shares: expected 9"),
+    (lambda data: data["policies"]["nir"].update(calibration=[]), "policies.nir: calibration: expected ability"),
     (lambda data: data.update(tokens=[]), "tokens: unexpected list"),
     (lambda data: data.update(tokens=None), "tokens"),
     (lambda data: data["tokens"].pop("pad_id"), "tokens: unusable entry"),

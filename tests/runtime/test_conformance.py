@@ -69,6 +69,8 @@ def test_the_file_covers_what_a_port_needs(tiny_bundle: Path) -> None:
             lambda row: row["expected"][VARIANT]["quality"].update({"sim-math": float("nan")}),
             "quality differs by nan",
         ),
+        (lambda row: row["expected"][VARIANT].update(familiarity=0.5), "line 4: familiarity is "),
+        (lambda row: row["expected"][VARIANT].update(familiarity=float("nan")), "expected nan"),
         (
             lambda row: row["expected"][VARIANT]["choice"].update({"1": "sim-frontier"}),
             "line 4: beta 1: chose sim-tiny",
@@ -97,6 +99,7 @@ def test_other_values_are_reported(bundle_copy: Any, change: Change, problem: st
         lambda row: row["expected"][VARIANT]["quality"].update(nobody=0.5),
         lambda row: row["expected"][VARIANT].update(query_vector=[0.5, 0.5]),
         lambda row: row["expected"][VARIANT].update(query_vector="abc"),
+        lambda row: row["expected"][VARIANT].update(familiarity="much"),
         lambda row: row.update(text=5),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arllm.runtime.answer import Decision
 from arllm.runtime.errors import (
     ArllmError,
     BetaError,
@@ -23,7 +24,7 @@ from arllm.runtime.errors import (
     VariantError,
 )
 from arllm.runtime.pool import Candidate, Pool
-from arllm.runtime.router import Decision, Router
+from arllm.runtime.router import Router
 
 TEXTS = [
     "",
@@ -46,7 +47,8 @@ def assert_same(one: Decision, other: Decision) -> None:
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype
         assert a.tobytes() == b.tobytes()
-    for name in ("model", "candidates", "beta", "policy", "variant", "pool_overridden", "truncation"):
+    same = ("model", "candidates", "familiarity", "reason", "beta", "policy", "variant", "pool_overridden")
+    for name in (*same, "truncation"):
         assert getattr(one, name) == getattr(other, name)
 
 
@@ -106,6 +108,7 @@ def test_to_dict_is_json(router: Router, policy: str) -> None:
     assert set(data["cost"]) == {"sim-tiny", "sim-math"}
     assert data["domains"] == dict(decision.query_vector.domains)
     assert data["difficulty"] == decision.query_vector.difficulty
+    assert (data["familiarity"], data["reason"]) == (decision.familiarity, decision.reason)
     assert (data["beta"], data["policy"], data["variant"]) == (0.25, policy, "cpu-fp32")
     assert data["truncated"] is True
     assert data["timing_ms"]["total"] == decision.timing.total_ms
@@ -156,17 +159,18 @@ def test_a_batch_decides_as_single_queries_do(tiny_bundle: Path, variant: str) -
 def test_route_vector_continues_where_the_encoder_ends(router: Router) -> None:
     for text in TEXTS:
         whole = router.route(text, 0.1)
-        vector, _ = router.encode(text)
+        vector, familiarity, cut = router.encode(text)
         assert vector.tobytes() == whole.vector.tobytes()
-        half = router.route_vector(vector.tolist(), 0.1)
+        assert (familiarity, cut) == (whole.familiarity, whole.truncation)
+        half = router.route_vector(vector.tolist(), 0.1, familiarity=familiarity)
         assert half.truncation is None
         for name in ARRAYS:
             assert getattr(half, name).tobytes() == getattr(whole, name).tobytes()
-        assert half.model == whole.model
+        assert (half.model, half.familiarity, half.reason) == (whole.model, familiarity, whole.reason)
 
 
 def test_a_decision_does_not_change_with_the_callers_array(router: Router) -> None:
-    vector = router.encode(TEXTS[1])[0].copy()
+    vector = router.encode(TEXTS[1]).vector.copy()
     decision = router.route_vector(vector)
     before = decision.vector.tolist()
     vector[:] = 7.0
@@ -180,9 +184,10 @@ def test_shared_arrays_are_read_only(router: Router) -> None:
 
 
 def test_predict_agrees_with_route(router: Router) -> None:
-    vectors = np.stack([router.encode(text)[0] for text in TEXTS])
+    encoded = [router.encode(text) for text in TEXTS]
+    vectors, familiarity = np.stack([e.vector for e in encoded]), np.array([e.familiarity for e in encoded])
     for policy in router.policies:
-        table = router.predict(vectors, policy)
+        table = router.predict(vectors, policy, familiarity)
         assert table.shape == (len(TEXTS), len(router.pool))
         for text, row in zip(TEXTS, table, strict=True):
             assert router.route(text, policy=policy).qualities == pytest.approx(row, abs=1e-6)

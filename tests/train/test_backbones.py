@@ -96,9 +96,11 @@ def test_a_full_layer_sees_everything() -> None:
 
 def test_nano_is_as_documented() -> None:
     spec = nano_spec(16_000)
-    assert (spec.num_layers, spec.hidden_size, spec.intermediate_size, spec.window) == (4, 256, 1024, 257)
+    assert (spec.num_layers, spec.hidden_size, spec.intermediate_size, spec.window) == (0, 256, 1024, 257)
     assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (4, 1, 64)
-    assert spec.layer_types == (SLIDING, SLIDING, SLIDING, FULL)
+    assert spec.layer_types == ()
+    assert nano_spec(16_000, layers=1).layer_types == (FULL,)
+    assert nano_spec(16_000, layers=4).layer_types == (SLIDING, SLIDING, SLIDING, FULL)
 
 
 def test_rotary_parameters_reach_the_model() -> None:
@@ -189,16 +191,27 @@ def test_a_hub_config_has_been_halved_once() -> None:
         assert spec_of(config, raw).window == 257
 
 
-@pytest.mark.parametrize("layers", [0, -1, 4])
+@pytest.mark.parametrize("layers", [-1, 4])
 def test_layers_out_of_range(layers: int, causal: tuple[Path, Any]) -> None:
     with pytest.raises(RunError, match=rf"--layers {layers}: the backbone has 3 layers"):
         backbones.from_folder_or_hub(str(causal[0]), layers=layers)
 
 
-@pytest.mark.parametrize("layers", [0, -1])
-def test_nano_needs_a_layer(layers: int) -> None:
-    with pytest.raises(RunError, match=f"--layers {layers}"):
-        backbones.nano(TEXTS, vocab_size=300, layers=layers)
+def test_nano_can_not_have_less_than_no_layer() -> None:
+    with pytest.raises(RunError, match="--layers -1: must not be negative"):
+        backbones.nano(TEXTS, vocab_size=300, layers=-1)
+
+
+def test_a_backbone_without_layers_normalizes_its_token_table(causal: tuple[Path, Any]) -> None:
+    loaded = backbones.from_folder_or_hub(str(causal[0]), layers=0)
+    fresh = backbones.nano(TEXTS, vocab_size=300, layers=0)
+    for backbone in (loaded, fresh, backbones.nano(TEXTS, vocab_size=300)):
+        assert (backbone.spec.num_layers, backbone.spec.layer_types) == (0, ())
+        ids = torch.tensor([[5, 9, 5]])
+        states = hidden(backbone.model.eval(), ids)[0]
+        torch.testing.assert_close(states[0], states[2])  # no neighbour is seen
+        assert not torch.allclose(states[0], states[1])
+        assert not [name for name, _ in backbone.model.named_parameters() if "layers." in name]
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from arllm.train.fit import (
     RouterNet,
     batches_of_epoch,
     contrast,
+    distillation,
     fit,
     learning_rate,
     losses,
@@ -33,9 +34,18 @@ from arllm.train.nir import build_nir
 from arllm.train.options import TrainOptions
 
 NAN = float("nan")
+PARTS = ("correct", "contrast", "taught", "domain", "difficulty")
 VECTORS = np.array([[0.9, 0.2], [0.3, 0.8], [0.5, 0.5]], dtype=np.float32)  # 3 candidates, 2 domains
 OPTIONS = TrainOptions(
-    epochs=3, batch_size=8, lr=3e-3, dropout=0.0, evaluations_per_epoch=2, patience=99, checkpoint_steps=4, seed=1
+    epochs=3,
+    batch_size=8,
+    lr=3e-3,
+    dropout=0.0,
+    evaluations_per_epoch=2,
+    patience=99,
+    checkpoint_steps=4,
+    teacher_folds=0,
+    seed=1,
 )
 
 
@@ -129,9 +139,13 @@ def test_the_losses_of_a_batch() -> None:
     ids, mask = torch.tensor([[1, 9, 2], [1, 12, 2]]), torch.ones(2, 3, dtype=torch.int64)
     correct, domain = torch.tensor([[1.0, NAN, NAN], [NAN] * 3]), torch.tensor([-1, 1])
     difficulty = torch.tensor([NAN, 0.5])
-    parts = losses(net, (ids, mask, correct, domain, difficulty), torch.from_numpy(VECTORS))
+    taught = torch.tensor([[NAN] * 3, [0.3, 0.6, NAN]])
+    parts = losses(net, (ids, mask, correct, domain, difficulty, taught), torch.from_numpy(VECTORS))
     encoded = net.encoder(ids, mask)
     logit = net.nir(encoded.query_vector[:1], torch.from_numpy(VECTORS[:1]))[0]
+    logits = net.nir.all_pairs(encoded.query_vector, torch.from_numpy(VECTORS))
+    assert parts["taught"].item() == pytest.approx(distillation(logits, taught).item(), rel=1e-5)
+    assert parts["taught"].item() > 0.1
     assert parts["correct"].item() == pytest.approx(-logit.sigmoid().log().item(), rel=1e-5)
     assert parts["domain"].item() == pytest.approx(-encoded.domain_logits[1].log_softmax(0)[1].item(), rel=1e-5)
     p = encoded.difficulty_logit[1].sigmoid()
@@ -141,9 +155,10 @@ def test_the_losses_of_a_batch() -> None:
 def test_a_batch_in_which_everything_is_masked() -> None:
     net = router_net()
     ids = torch.tensor([[1, 9, 2]])
-    batch = (ids, torch.ones_like(ids), torch.full((1, 3), NAN), torch.tensor([-1]), torch.tensor([NAN]))
+    blank = torch.full((1, 3), NAN)
+    batch = (ids, torch.ones_like(ids), blank, torch.tensor([-1]), torch.tensor([NAN]), blank)
     parts = losses(net, batch, torch.from_numpy(VECTORS))
-    assert [part.item() for part in parts.values()] == [0.0, 0.0, 0.0, 0.0]
+    assert {name: part.item() for name, part in parts.items()} == dict.fromkeys(PARTS, 0.0)
     sum(parts.values(), torch.zeros(())).backward()
     assert all(bool((p.grad == 0).all()) for p in net.parameters() if p.grad is not None)
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from arllm.cli import main
 
 # Runs the command line with the arguments given, and dies by SIGKILL, which nothing can catch or clean up after.
-# At "heads N": in the Nth step of the first phase. At "step N": in the Nth of the second. At "save N": when the Nth
-# checkpoint is written, but not yet in its place.
+# At "teachers N": in the Nth step of the teachers. At "heads N": in the Nth of the first phase. At "step N": in the
+# Nth of the second. At "save N": when the Nth checkpoint is written, but not yet in its place.
 KILLED = """
 import os, signal, sys
 from arllm.cli import main
@@ -32,8 +32,9 @@ def hook(original, counts):
     return hooked
 if where == "step":
     fit.losses = hook(fit.losses, lambda net, *rest: int(net.training))
-elif where == "heads":
-    heads.total_loss = hook(heads.total_loss, lambda *rest: 1)
+elif where in ("teachers", "heads"):  # teachers are trained without teachers
+    student = where == "heads"
+    heads.total_loss = hook(heads.total_loss, lambda parts, options: int((options.teacher_folds > 0) == student))
 else:
     class os_of_fit:
         replace = staticmethod(hook(os.replace, lambda *paths: 1))
@@ -84,6 +85,7 @@ def test_a_killed_run_continues_bit_equal(
     saved = torch.load(partial / "checkpoint.pt", weights_only=True)["history"]["step"]
     assert saved == (6 if where == "step" else saved)
     assert saved % 3 == 0 or where == "save"
+    assert (partial / "taught.npy").is_file()  # what the teachers said, for who continues
 
     again = train(outcomes_folder, out)
     assert again.exit_code == 1
@@ -93,6 +95,8 @@ def test_a_killed_run_continues_bit_equal(
     resumed = train(outcomes_folder, out, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert f"resumed at step {saved} of " in resumed.stderr
+    assert "teachers:" in killed.stderr
+    assert "teachers:" not in resumed.stderr  # read, not asked again
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
     for name in ("encoder.safetensors", "nir.safetensors", "tokenizer.json", "metrics.json", "run.json"):
@@ -116,15 +120,20 @@ def test_resuming_what_never_began(outcomes_folder: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_killed_in_its_first_phase_ends_bit_equal(outcomes_folder: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["teachers", "heads"])
+def test_a_run_killed_in_its_first_phase_ends_bit_equal(
+    where: str, outcomes_folder: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, "heads", "5", *arguments(outcomes_folder, out)]
+    command = [sys.executable, "-c", KILLED, where, "5", *arguments(outcomes_folder, out)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "run.partial" / "checkpoint.pt").exists()
+    left = sorted(path.name for path in (tmp_path / "run.partial").iterdir())
+    assert left == (["taught.npy", "tokenizer.json"] if where == "heads" else ["tokenizer.json"])
     resumed = train(outcomes_folder, out, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "starting over" in resumed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     for name in ("encoder.safetensors", "nir.safetensors", "metrics.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 

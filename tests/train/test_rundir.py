@@ -57,8 +57,19 @@ def test_round_trip_is_bit_equal(tiny_run: Path, tmp_path: Path) -> None:
     assert second.encoder.spec == first.encoder.spec
     assert (second.hdp, second.pool, second.options) == (first.hdp, first.pool, first.options)
     assert (second.source, second.metrics) == (first.source, first.metrics)
+    assert second.calibration.to_json() == first.calibration.to_json()
+    assert second.domain_shares == first.domain_shares
     assert second.heldout.queries == first.heldout.queries
     np.testing.assert_array_equal(second.heldout.correct, first.heldout.correct)
+
+
+def test_a_run_says_how_its_training_queries_fall_into_domains(tiny_run: Path) -> None:
+    run = read_run(tiny_run)
+    assert len(run.domain_shares) == len(run.encoder.spec.domains) > 1
+    assert sum(run.domain_shares) == pytest.approx(1.0)
+    counts = np.array(run.domain_shares) * run.source["training_queries"]
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)  # every synthetic query is in a domain
+    assert set(run.calibration.offsets) == set(run.pool.names)
 
 
 def test_a_run_is_read_ready_for_use(tiny_run: Path) -> None:
@@ -109,6 +120,10 @@ def test_a_damaged_file(name: str, damage: str, copy: Path) -> None:
         {"nir": {"shape": "transformer"}},
         {"hdp": {"slope": "steep", "weight": 1, "bias": 0}},
         {"hdp": {}},
+        {"calibration": {}},
+        {"calibration": {"ability": 1.0, "scale": 1.0, "default": [0.0], "offsets": {}}},  # of no domain
+        {"domain_shares": None},
+        {"domain_shares": ["many"]},
         {"options": {"epochs": 1, "from_the_future": True}},
     ],
 )
@@ -136,6 +151,13 @@ def test_run_json_that_is_no_object(copy: Path) -> None:
 def test_a_newer_run_asks_for_an_upgrade(copy: Path) -> None:
     change(copy / "run.json", run_version=RUN_VERSION + 1)
     assert "pip install --upgrade arllm" in refusal(copy)
+
+
+def test_an_older_run_is_to_be_trained_again(copy: Path) -> None:
+    assert RUN_VERSION == 2
+    change(copy / "run.json", run_version=1)
+    assert "from an older arllm" in refusal(copy)
+    assert "train again" in refusal(copy)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
