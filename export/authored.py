@@ -1,0 +1,364 @@
+"""Gemma3 encoder → ONNX, written node by node: merged products, fused norms, shared key/value heads without copies.
+
+The backbone, both views of a query and the splice of the heads stand here; the heads themselves are traced, so that
+they may change without this file. Knows nothing about variants, parity or bundles, and of int8 no more than that a
+product may be written otherwise: see :mod:`arllm.export.authored_int8`. The traced export of
+:mod:`arllm.export.graphs` is the independent witness of this graph, and the way for backbones unknown here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, compose, helper, numpy_helper
+from torch import Tensor, nn
+
+from arllm.export import graphs
+from arllm.export.gemma import Layer, Network, Weights, read_network
+from arllm.train.encoder import QueryEncoder
+
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+IR_VERSION = 10  # of opset 20
+MASKED = -1e9  # finite: a row that sees no token must not become NaN, which pooling can't mask
+EXTERNAL_BYTES = 1024  # larger tensors go into the weights file
+
+
+class TracedHeads(nn.Module):
+    """(views, ids, mask) → query vector, familiarity: what is traced and spliced into the authored graph."""
+
+    output_names = ("query_vector", "familiarity")
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, views: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        familiarity = self.encoder.familiarity(input_ids, attention_mask)
+        return self.encoder.heads(views).query_vector, familiarity
+
+
+def export_authored(encoder: QueryEncoder, folder: Path, *, positions: int | None = None) -> Path:
+    """Write ``encoder.onnx`` and its weights into ``folder``, with the names of :func:`graphs.export_encoder`.
+
+    Queries of more than ``positions`` tokens (by default the encoder's budget) are refused by ONNX Runtime: the
+    rotary tables end there.
+
+    Raises:
+        ValueError: the backbone can't be authored; :func:`supports` says why.
+    """
+    network = read_network(encoder.backbone, positions or encoder.spec.tokens.max_tokens)
+    return save(author(network, encoder), folder / "encoder.onnx")
+
+
+def save(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a graph with its large tensors in ``weights.bin`` beside it.
+
+    ONNX's own checker doesn't know ONNX Runtime's operators; opening a session checks them.
+    """
+    (path.parent / graphs.WEIGHTS).unlink(missing_ok=True)  # onnx appends to an existing file
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=graphs.WEIGHTS,
+        size_threshold=EXTERNAL_BYTES,
+    )
+    return path
+
+
+# --- writing the graph --------------------------------------------------------------------------------------
+
+
+class Builder:
+    """A list of nodes and constants: calling it appends a node and returns the name of its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._constants: dict[tuple[Any, ...], str] = {}
+        self._values: dict[str, str] = {}
+        self._count = 0
+
+    def __call__(self, op: str, *inputs: str, output: str | None = None, domain: str = "", **attributes: Any) -> str:
+        name = output or self._name(op)
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, domain=domain, **attributes))
+        return name
+
+    def split(self, value: str, *widths: int) -> list[str]:
+        """Parts of the last axis."""
+        names = [self._name("Split") for _ in widths]
+        self.nodes.append(helper.make_node("Split", [value, self.shape(*widths)], names, name=names[0], axis=-1))
+        return names
+
+    def weight(self, name: str, array: NDArray[Any]) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def constant(self, value: Any, dtype: type) -> str:
+        """A small constant, shared by all that ask for the same."""
+        array: NDArray[Any] = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.weight(self._name("constant"), array)
+        return self._constants[key]
+
+    def shape(self, *dims: int) -> str:
+        """Dims of a Reshape: 0 keeps one, -1 takes the rest."""
+        return self.constant(dims, np.int64)
+
+    def once(self, key: str, write: Callable[[], str]) -> str:
+        """A value that many places need, written where it is first asked for."""
+        if key not in self._values:
+            self._values[key] = write()
+        return self._values[key]
+
+    def branches(self, condition: str, yes: Callable[[], str], no: Callable[[], str]) -> str:
+        """``If``: each side appends its nodes to a graph of its own and returns the name of its output."""
+        outer, sides = self.nodes, []
+        for side in (yes, no):
+            self.nodes = []
+            value = helper.make_tensor_value_info(side(), TensorProto.FLOAT, None)
+            sides.append(helper.make_graph(self.nodes, self._name("branch"), [], [value]))
+        self.nodes = outer
+        return self("If", condition, then_branch=sides[0], else_branch=sides[1])
+
+    def _name(self, op: str) -> str:
+        self._count += 1
+        return f"{op}_{self._count}"
+
+
+class FloatProducts:
+    """How products with weights and the lookup of token rows are written: here in float32.
+
+    After ``out`` and ``down`` a norm follows that undoes any factor per row, and ``up`` reaches one through ``down``:
+    a subclass may leave out such a factor there.
+    """
+
+    def token_rows(self, b: Builder, ids: str, table: Weights) -> str:
+        """(B, S) ids → (B, S, width)"""
+        return b("Gather", b.weight("token_table", table), ids)
+
+    def qkv(self, b: Builder, rows: str, layer: Layer, widths: tuple[int, int, int]) -> list[str]:
+        """Queries, keys and values of normed rows, each (B, S, its width)."""
+        return b.split(self._product(b, rows, layer, "qkv"), *widths)
+
+    def gate_up(self, b: Builder, rows: str, layer: Layer) -> list[str]:
+        """Gate and up of normed rows, (B, S, intermediate) each."""
+        half = layer.gate_up.shape[1] // 2
+        return b.split(self._product(b, rows, layer, "gate_up"), half, half)
+
+    def out(self, b: Builder, rows: str, layer: Layer) -> str:
+        return self._product(b, rows, layer, "out")
+
+    def down(self, b: Builder, rows: str, layer: Layer) -> str:
+        return self._product(b, rows, layer, "down")
+
+    def _product(self, b: Builder, rows: str, layer: Layer, name: str) -> str:
+        return b("MatMul", rows, b.weight(f"layers.{layer.index}.{name}", getattr(layer, name)))
+
+
+def author(
+    network: Network,
+    encoder: QueryEncoder,
+    *,
+    heads: nn.Module | None = None,
+    products: FloatProducts | None = None,
+) -> onnx.ModelProto:
+    """The graph of an encoder: ``input_ids``, ``attention_mask`` → what the heads give, then ``pooled``.
+
+    ``heads`` is traced, by default :class:`TracedHeads`: a module of both views side by side, (batch, 2 * width), the
+    ids and the mask that returns the tensors named in its ``output_names``. ``products`` write what has weights, by
+    default in float32.
+    """
+    model = author_views(network, encoder.token_weight.detach().cpu().numpy(), products)
+    traced = _trace_heads(heads or TracedHeads(encoder), network.width).graph
+    pooled = model.graph.output[0]
+    del model.graph.output[:]
+    model.graph.output.extend([*traced.output, pooled])
+    model.graph.node.extend(traced.node)
+    model.graph.initializer.extend(traced.initializer)
+    return model
+
+
+def author_views(network: Network, token_weight: Weights, products: FloatProducts | None = None) -> onnx.ModelProto:
+    """The graph without heads: ids and mask → ``pooled``, (batch, width), and ``views``, (batch, 2 * width)."""
+    products = products or FloatProducts()
+    b = Builder()
+    rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
+    visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
+    hidden = _Layers(b, network, visible, products).write(rows)
+    _views(b, rows, hidden, visible, token_weight, network.width)
+    graph = helper.make_graph(
+        b.nodes,
+        "encoder",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+            for name, width in (("pooled", network.width), ("views", 2 * network.width))
+        ],
+        b.initializers,
+    )
+    opsets = [helper.make_opsetid("", graphs.OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="arllm")
+
+
+def _trace_heads(heads: nn.Module, width: int) -> onnx.ModelProto:
+    """The heads' graph, reading ``views``, every name in it prefixed but those of its inputs and outputs."""
+    names: Any = heads.output_names
+    ids, mask = (torch.ones((2, 11), dtype=torch.int64) for _ in range(2))  # one tensor would be traced as one input
+    tokens = {0: "batch", 1: "tokens"}
+    dims = {"views": {0: "batch"}, "input_ids": tokens, "attention_mask": tokens}
+    model = graphs._trace(heads.eval(), (torch.zeros(2, 2 * width), ids, mask), dims, list(names))
+    if model.functions or any(opset.version != graphs.OPSET for opset in model.opset_import if not opset.domain):
+        raise ValueError("the traced heads can't be spliced in: they bring functions or another opset")
+    return compose.add_prefix(model, "heads/", rename_inputs=False, rename_outputs=False)
+
+
+def _views(b: Builder, rows: str, hidden: str, visible: str, token_weight: Weights, width: int) -> None:
+    """``pooled``, (B, width), and ``views``, (B, 2 * width), as :meth:`QueryEncoder.views` defines them."""
+    count = b("ReduceSum", visible, b.shape(-1), keepdims=1)  # (B, 1)
+    share = b("Div", visible, b("Max", count, b.constant(1.0, np.float32)))
+    mean = b("MatMul", b("Unsqueeze", share, b.shape(1)), hidden)  # (B, 1, width)
+    pooled = b("Reshape", mean, b.shape(-1, width), output="pooled")
+    weight = b("Mul", b("Gather", b.weight("token_weight", token_weight), "input_ids"), visible)
+    summed = b("Reshape", b("MatMul", b("Unsqueeze", weight, b.shape(1)), rows), b.shape(-1, width))
+    square = b("ReduceMean", b("Mul", summed, summed), b.shape(-1), keepdims=1)
+    norm = b("Max", b("Sqrt", square), b.constant(1e-6, np.float32))
+    b("Concat", pooled, b("Div", summed, norm), axis=-1, output="views")
+
+
+class _Layers:
+    """Writes the layers of one network. In the comments H = heads, G = key/value heads, D = head_dim."""
+
+    def __init__(self, b: Builder, network: Network, visible: str, products: FloatProducts) -> None:
+        self.b, self.network, self.visible, self.products = b, network, visible, products
+        self.rotary = {
+            sliding: [
+                b.weight(f"rotary.{'local' if sliding else 'global'}.{n}", t)
+                for n, t in zip(("cos", "sin"), p, strict=True)
+            ]
+            for sliding, p in network.rotary.items()
+        }
+        self.plain: dict[bool, str] = {}  # sliding? → every token sees every token
+        self.bias = {sliding: self._mask(sliding) for sliding in network.rotary}
+
+    def write(self, rows: str) -> str:
+        """Token rows (B, S, width) → the normed last hidden states (B, S, width)."""
+        hidden = rows
+        for layer in self.network.layers:
+            scope = f"layers.{layer.index}"
+            attended = self._attention(layer, self._norm(hidden, f"{scope}.input_norm", layer.input_norm))
+            attended = self._norm(attended, f"{scope}.post_attention_norm", layer.post_attention_norm)
+            hidden = self.b("Add", hidden, attended)
+            normed = self._norm(hidden, f"{scope}.pre_feedforward_norm", layer.pre_feedforward_norm)
+            fed = self._norm(
+                self._feedforward(layer, normed), f"{scope}.post_feedforward_norm", layer.post_feedforward_norm
+            )
+            hidden = self.b("Add", hidden, fed)
+        return self._norm(hidden, "final_norm", self.network.final_norm)
+
+    def _norm(self, value: str, name: str, weight: Weights) -> str:
+        scale = self.b.weight(name, weight)
+        return self.b("SimplifiedLayerNormalization", value, scale, axis=-1, epsilon=self.network.eps)
+
+    def _feedforward(self, layer: Layer, normed: str) -> str:
+        b = self.b
+        gate, up = self.products.gate_up(b, normed, layer)
+        return self.products.down(b, b("Mul", b("Gelu", gate, approximate="tanh"), up), layer)
+
+    def _attention(self, layer: Layer, normed: str) -> str:
+        """Grouped heads side by side: the group's queries stand below each other and share one product.
+
+        With one key/value head that is a mere reshape, (B, S, H * D) → (B, S * H, D); with several, queries, keys
+        and values are transposed to (B, G, ...) first.
+        """
+        b, net = self.b, self.network
+        groups, dim = net.kv_heads, net.head_dim
+        q, k, v = self.products.qkv(b, normed, layer, (net.heads * dim, groups * dim, groups * dim))
+        q = self._positioned(layer, "q_norm", q, net.heads)
+        k = self._positioned(layer, "k_norm", k, groups)
+        if groups == 1:
+            q = b("Reshape", q, b.shape(0, -1, dim))  # (B, S * H, D)
+        else:
+            q = b("Reshape", self._by_group(q), b.shape(0, groups, -1, dim))  # (B, G, S * H / G, D)
+            k, v = self._by_group(k), self._by_group(v)  # (B, G, S, D)
+        mixed = b("MatMul", self._weights(layer, q, k), v)
+        if groups > 1:
+            mixed = b("Reshape", mixed, b.shape(0, groups, -1, net.heads // groups * dim))
+            mixed = b("Transpose", mixed, perm=[0, 2, 1, 3])
+        return self.products.out(b, b("Reshape", mixed, b.shape(0, -1, net.heads * dim)), layer)
+
+    def _positioned(self, layer: Layer, name: str, value: str, heads: int) -> str:
+        """Normed per head and turned by position, (B, S, heads * D)."""
+        b, dim = self.b, self.network.head_dim
+        if heads > 1:
+            value = b("Reshape", value, b.shape(0, -1, heads, dim))
+        value = self._norm(value, f"layers.{layer.index}.{name}", getattr(layer, name))
+        if heads > 1:
+            value = b("Reshape", value, b.shape(0, -1, heads * dim))
+        start = b.shape(0)  # of the positions, which count from there
+        return b("RotaryEmbedding", value, start, *self.rotary[layer.sliding], domain=MICROSOFT)
+
+    def _by_group(self, value: str) -> str:
+        """(B, S, G * n) → (B, G, S, n)"""
+        return self.b(
+            "Transpose", self.b("Reshape", value, self.b.shape(0, 0, self.network.kv_heads, -1)), perm=[0, 2, 1, 3]
+        )
+
+    def _weights(self, layer: Layer, q: str, k: str) -> str:
+        """Attention weights, (B, S * H, S) or (B, G, S * H / G, S); the mask is skipped where it hides nothing."""
+        b, net = self.b, self.network
+
+        def scores() -> str:
+            return b("FusedMatMul", q, k, domain=MICROSOFT, transB=1, alpha=net.score_scale)
+
+        def masked() -> str:
+            tokens = b("Shape", "input_ids", start=1)
+            group = [0, net.kv_heads] if net.kv_heads > 1 else [0]
+            each = b("Concat", b.shape(*group, -1, net.heads // net.kv_heads), tokens, axis=0)
+            apart = b("Reshape", scores(), each)  # ([B or B, G], S, H / G, S): the mask is the same for all heads
+            softmax = b("Softmax", b("Add", apart, self.bias[layer.sliding]), axis=-1)
+            return b("Reshape", softmax, b("Concat", b.shape(*group, -1), tokens, axis=0))
+
+        if net.causal:
+            return masked()
+        return b.branches(self.plain[layer.sliding], lambda: b("Softmax", scores(), axis=-1), masked)
+
+    def _mask(self, sliding: bool) -> str:
+        """What is added to the scores: 0 or ``MASKED``, broadcast to (B, S, H, S) or (B, G, S, H / G, S)."""
+        b, net = self.b, self.network
+        tokens = b("Squeeze", b("Shape", "input_ids", start=1))
+        window = b.constant(net.window, np.int64)
+
+        def bias() -> str:
+            seen = b("Unsqueeze", b("Cast", self.visible, to=TensorProto.BOOL), b.shape(*range(1, self._rank - 1)))
+            if sliding or net.causal:
+                place = b("Range", b.constant(0, np.int64), tokens, b.constant(1, np.int64))
+                ahead = b("Sub", b("Unsqueeze", place, b.shape(1, 2)), place)  # (S, 1, S): query - key
+                if net.causal:
+                    seen = b("And", seen, b("GreaterOrEqual", ahead, b.constant(0, np.int64)))
+                if sliding:
+                    seen = b("And", seen, b("Less", b("Abs", ahead), window))
+            return b("Where", seen, b.constant(0.0, np.float32), b.constant(MASKED, np.float32))
+
+        if net.causal:
+            return bias()
+        plain = b("Cast", b("ReduceMin", self.visible, keepdims=0), to=TensorProto.BOOL)
+        if sliding:
+            plain = b("And", plain, b("LessOrEqual", tokens, window))
+        self.plain[sliding] = plain
+        return b.branches(plain, lambda: b("Identity", b.constant(0.0, np.float32)), bias)
+
+    @property
+    def _rank(self) -> int:
+        return 4 if self.network.kv_heads == 1 else 5
