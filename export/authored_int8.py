@@ -74,7 +74,7 @@ def export_authored_int8(
         raise ValueError("the int8 encoder is calibrated on queries; none were given")
     network = read_network(encoder.backbone, positions or encoder.spec.tokens.max_tokens)
     rows = sample_rows(network, queries)
-    network, rows = smooth(network, rows, max_weight)
+    network = smooth(network, rows, max_weight)
     weights = {key: round_weight(_weight(network, key), sample, max_weight) for key, sample in rows.items()}
     return save(author(network, encoder, heads=heads, products=Int8Products(weights)), folder / "encoder.onnx")
 
@@ -194,15 +194,15 @@ def _session(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSessi
 # --- smoothing ----------------------------------------------------------------------------------------------
 
 
-def smooth(network: Network, rows: Rows, max_weight: int) -> tuple[Network, Rows]:
-    """The same network with magnitudes moved from activations into weights, and its rows."""
-    layers, smoothed = [], dict(rows)
+def smooth(network: Network, rows: Rows, max_weight: int) -> Network:
+    """The same network with magnitudes moved from activations into weights; ``rows`` follow in place."""
+    layers = []
     for layer in network.layers:
         layer, factors = _smooth_layer(network, layer, rows, max_weight)
         layers.append(layer)
         for name, factor in factors.items():
-            smoothed[layer.index, name] = rows[layer.index, name] / factor
-    return replace(network, layers=tuple(layers)), smoothed
+            rows[layer.index, name] /= factor  # in place: they are the largest part of the memory
+    return replace(network, layers=tuple(layers))
 
 
 def _smooth_layer(network: Network, layer: Layer, rows: Rows, max_weight: int) -> tuple[Layer, dict[str, Weights]]:

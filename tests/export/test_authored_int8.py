@@ -135,11 +135,10 @@ def test_smoothing_and_rounding_earn_their_place(pair: Pair) -> None:
 def test_smoothing_alone_changes_nothing(pair: Pair, tmp_path: Path) -> None:
     network = gemma.read_network(pair.encoder.backbone, 64)
     rows = authored_int8.sample_rows(network, CALIBRATION)
-    smoothed, moved = authored_int8.smooth(network, rows, pair.max_weight)
+    moved = {key: values.copy() for key, values in rows.items()}
+    smoothed = authored_int8.smooth(network, moved, pair.max_weight)
     session = open_graph(authored.save(views_of(pair.encoder, smoothed), tmp_path / "encoder.onnx"))
-    np.testing.assert_allclose(
-        pooled(session, HELD_OUT), pooled(pair.floating, HELD_OUT), rtol=0, atol=2e-4 * np.abs(rows[0, "down"]).max()
-    )
+    np.testing.assert_allclose(pooled(session, HELD_OUT), pooled(pair.floating, HELD_OUT), rtol=0, atol=5e-5)
     again = authored_int8.sample_rows(smoothed, CALIBRATION)
     for key, values in moved.items():
         np.testing.assert_allclose(again[key], values, rtol=1e-3, atol=1e-4 * np.abs(values).max())

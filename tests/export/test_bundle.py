@@ -18,7 +18,7 @@ import torch
 from arllm.export import conformance, graphs
 from arllm.export.bundle import Content, bundle_folder, export_run
 from arllm.export.card import model_card
-from arllm.runtime.calibration import calibrated, shrunk
+from arllm.runtime.calibration import calibrated, overall, shrunk
 from arllm.runtime.conformance import rerun
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Candidate, Pool
@@ -64,7 +64,8 @@ def by_pytorch(run: Run, ids: torch.Tensor) -> tuple[np.ndarray, float, np.ndarr
     table = run.calibration.table(run.pool.names)
     quality = calibrated(run.calibration, table, bare, vector.numpy(), vectors)
     prior = vectors.astype(np.float64) @ np.array(run.domain_shares)
-    return vector.numpy()[0], float(familiarity[0]), shrunk(quality, familiarity, prior)[0]
+    known = overall(prior, vector.numpy()[:, vectors.shape[1]], run.mean_difficulty)
+    return vector.numpy()[0], float(familiarity[0]), shrunk(quality, familiarity, known)[0]
 
 
 def files_of(folder: Path) -> set[str]:
@@ -88,6 +89,7 @@ def test_the_manifest(run: Run, tiny_bundle: Path, manifest: dict[str, Any]) -> 
         "domains": list(run.encoder.spec.domains),
         "embedding_width": 8,
         "domain_shares": list(run.domain_shares),
+        "mean_difficulty": run.mean_difficulty,
     }
     assert TokenSpec.from_json(manifest["tokens"]) == run.encoder.spec.tokens
     assert manifest["default_policy"] == "nir"
@@ -313,6 +315,7 @@ def content(**source: Any) -> Content:
         domains=("a",),
         embedding_width=0,
         domain_shares=None,
+        mean_difficulty=None,
         tokens=TokenSpec(64, (1,), (2,), 0),
         policies={"nir": {}},
         pool=Pool((Candidate("m", 1.0, (0.5,)),), "USD"),

@@ -56,6 +56,7 @@ def content(evaluation: dict[str, Any] | None) -> Content:
         domains=("a",),
         embedding_width=0,
         domain_shares=None,
+        mean_difficulty=None,
         tokens=None,
         policies={"nir": {}},
         pool=Pool((Candidate("m", 1.0, (0.5,)),), "USD"),

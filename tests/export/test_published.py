@@ -111,7 +111,8 @@ def test_the_bundle_says_that_it_holds_no_encoder(folders: dict[str, Path]) -> N
     }
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["tokens"] is None
-    assert manifest["query"] == {"domains": ["bbh", "math", "gpqa"], "embedding_width": 0, "domain_shares": None}
+    unknown = {"domain_shares": None, "mean_difficulty": None}
+    assert manifest["query"] == {"domains": ["bbh", "math", "gpqa"], "embedding_width": 0, **unknown}
     assert list(manifest["variants"][0]["graphs"]) == ["nir"]
     assert len(manifest["source"]["checkpoint"]["sha256"]) == 64
     card = (out / "README.md").read_text()

@@ -59,6 +59,7 @@ def test_round_trip_is_bit_equal(tiny_run: Path, tmp_path: Path) -> None:
     assert (second.source, second.metrics) == (first.source, first.metrics)
     assert second.calibration.to_json() == first.calibration.to_json()
     assert second.domain_shares == first.domain_shares
+    assert second.mean_difficulty == first.mean_difficulty
     assert second.heldout.queries == first.heldout.queries
     np.testing.assert_array_equal(second.heldout.correct, first.heldout.correct)
 
@@ -70,6 +71,10 @@ def test_a_run_says_how_its_training_queries_fall_into_domains(tiny_run: Path) -
     counts = np.array(run.domain_shares) * run.source["training_queries"]
     np.testing.assert_allclose(counts, counts.round(), atol=1e-9)  # every synthetic query is in a domain
     assert set(run.calibration.offsets) == set(run.pool.names)
+    accuracy = run.pool.vectors() @ np.array(run.domain_shares)
+    assert run.mean_difficulty == pytest.approx(
+        1 - accuracy.mean(), abs=0.02
+    )  # nothing is missing: one table, two means
 
 
 def test_a_run_is_read_ready_for_use(tiny_run: Path) -> None:
@@ -124,6 +129,7 @@ def test_a_damaged_file(name: str, damage: str, copy: Path) -> None:
         {"calibration": {"ability": 1.0, "scale": 1.0, "default": [0.0], "offsets": {}}},  # of no domain
         {"domain_shares": None},
         {"domain_shares": ["many"]},
+        {"mean_difficulty": "hard"},
         {"options": {"epochs": 1, "from_the_future": True}},
     ],
 )
