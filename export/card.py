@@ -76,8 +76,10 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not data["results"]:
+            raise ValueError("no results")
         _evaluation(data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(
             f"{path}: not an evaluation; make one with `arllm eval … --json > FILE` ({error})"
         ) from None

@@ -95,7 +95,8 @@ class Decision:
         if len(self.candidates) == 1:
             return "the only candidate allowed"
         best = self.candidates[int(np.argmax(self.qualities))]
-        doubt = ", unfamiliar query: overall accuracy decides" if self.familiarity < UNFAMILIAR else ""
+        unsure = self.familiarity < UNFAMILIAR and self.policy != "hdp-paper"  # which stays as it was published
+        doubt = ", unfamiliar query: overall accuracy decides" if unsure else ""
         if best == self.model:
             return f"highest predicted quality{doubt}"
         at = self.candidates.index(self.model)

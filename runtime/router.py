@@ -169,7 +169,7 @@ class Router:
         beta = rule.check_beta(beta)
         mask = rule.candidate_mask(self._names, candidates)
         name = self._policy(policy)
-        if not 0.0 <= familiarity <= 1.0:
+        if not isinstance(familiarity, (int, float, np.floating)) or not 0.0 <= familiarity <= 1.0:
             raise QueryError(f"familiarity must lie in [0, 1], not {familiarity!r}")
         try:
             vector = np.array(query_vector, dtype=np.float32)  # a copy: the decision keeps it

@@ -98,7 +98,9 @@ def train(
     net = RouterNet(encoder, build_nir(options.nir, spec.query_width, len(domains.names)))
     taught_file = partial / "taught.npy"
     if resume:
-        examples = replace(examples, taught=np.load(taught_file) if taught_file.is_file() else None)
+        if options.teacher_folds and not taught_file.is_file():
+            raise RunError(f"{taught_file}: missing, the run can't be resumed; delete {partial} and start again")
+        examples = replace(examples, taught=np.load(taught_file) if options.teacher_folds else None)
     else:
         views, val_views = standardize(encoder, examples, val_examples, options, progress)
         if options.teacher_folds:

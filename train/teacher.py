@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import Ridge
 
+from arllm.runtime.errors import RunError
 from arllm.runtime.quality import ability
 from arllm.train.domains import imputed, model_vectors
 from arllm.train.encoder import QueryEncoder
@@ -43,13 +44,25 @@ def teach(
     Args:
         encoder: with its views standardized; only read.
         views: (N, 2 * width) of the training queries.
+
+    Raises:
+        RunError: fewer queries than folds.
     """
-    folds = np.random.default_rng(options.seed).integers(0, options.teacher_folds, len(views))
+    if len(views) < options.teacher_folds:
+        raise RunError(
+            f"{len(views)} training queries are too few for {options.teacher_folds} folds: --teacher-folds 0"
+        )
+    rng = np.random.default_rng(options.seed)
+    folds = rng.integers(0, options.teacher_folds, len(views))
+    if len(np.unique(folds)) < options.teacher_folds:  # a handful of queries, and a fold without any
+        folds = rng.permutation(len(views)) % options.teacher_folds
     taught = np.empty_like(train.correct)
     for fold in range(options.teacher_folds):
         progress(f"teachers: fold {fold + 1}/{options.teacher_folds}")
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         known = _rows(train, inside)
+        blank = np.isnan(known.correct).all(axis=0)  # all of a candidate's few outcomes are in this fold
+        known.correct[:, blank] = np.nanmean(train.correct[:, blank], axis=0)
         nir, means = _network(encoder, views[inside], known, views[outside], options)
         lexical = views[:, views.shape[1] // 2 :]
         kernel = kernel_regression(lexical[inside], known.correct, lexical[outside], options.seed)
@@ -68,7 +81,7 @@ def kernel_regression(features: Floats, correct: Floats, others: Floats, seed: i
     if not seen.all():
         target = np.where(seen, target, imputed(target, seen))
     center = features.mean(axis=0)
-    spread = np.sqrt(np.mean(np.sum((features - center) ** 2, axis=1)))
+    spread = max(float(np.sqrt(np.mean(np.sum((features - center) ** 2, axis=1)))), 1e-6)  # 0 where all are alike
     near = Nystroem(kernel="rbf", gamma=GAMMA, n_components=min(LANDMARKS, len(features)), random_state=seed)
     inputs = near.fit_transform((features - center) / spread)
     queries = near.transform((others - center) / spread)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from arllm.runtime.errors import RunError
 from arllm.runtime.tokens import TokenSpec
 from arllm.train import teacher
 from arllm.train.backbones import nano_spec
@@ -213,3 +214,15 @@ def test_scale_and_place_of_the_features_do_not_matter() -> None:
     moved = kernel_regression(features * 40 + 7, correct, others * 40 + 7, 0)
     np.testing.assert_allclose(moved, found, atol=2e-3)
     assert found.std() > 0.05
+
+
+def test_features_that_are_all_alike_predict_the_mean() -> None:
+    correct = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=np.float32)
+    same = np.ones((4, 3), dtype=np.float32)
+    np.testing.assert_allclose(kernel_regression(same, correct, same[:2], 0), 0.5, atol=1e-6)
+
+
+def test_fewer_queries_than_folds_are_refused() -> None:
+    views, examples, _ = classroom(3)
+    with pytest.raises(RunError, match="3 training queries are too few for 4 folds"):
+        taught_by(views, examples, dataclasses.replace(OPTIONS, teacher_folds=4))
