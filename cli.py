@@ -185,7 +185,7 @@ def route(
         raise click.UsageError("--json, --explain and --table exclude each other")
     for beta in betas:
         check_beta(beta)
-    allowed = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
+    allowed = None if candidates is None else requests.names_of(candidates)
     router = Router.load(bundle, variant=variant, threads=threads, pool=pool)
     grid: dict[str, list[str]] = {}
     for request in _requests(texts, jsonl):

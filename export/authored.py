@@ -26,7 +26,6 @@ from arllm.train.encoder import QueryEncoder
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 IR_VERSION = 10  # of opset 20
 MASKED = -1e9  # finite: a row that sees no token must not become NaN, which pooling can't mask
-EXTERNAL_BYTES = 1024  # larger tensors go into the weights file
 
 
 class TracedHeads(nn.Module):
@@ -53,24 +52,7 @@ def export_authored(encoder: QueryEncoder, folder: Path, *, positions: int | Non
         ValueError: the backbone can't be authored; :func:`supports` says why.
     """
     network = read_network(encoder.backbone, positions or encoder.spec.tokens.max_tokens)
-    return save(author(network, encoder), folder / "encoder.onnx")
-
-
-def save(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a graph with its large tensors in ``weights.bin`` beside it.
-
-    ONNX's own checker doesn't know ONNX Runtime's operators; opening a session checks them.
-    """
-    (path.parent / graphs.WEIGHTS).unlink(missing_ok=True)  # onnx appends to an existing file
-    onnx.save_model(
-        model,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=graphs.WEIGHTS,
-        size_threshold=EXTERNAL_BYTES,
-    )
-    return path
+    return graphs.write(author(network, encoder), folder / "encoder.onnx")
 
 
 # --- writing the graph --------------------------------------------------------------------------------------
@@ -218,7 +200,7 @@ def _trace_heads(heads: nn.Module, width: int) -> onnx.ModelProto:
     ids, mask = (torch.ones((2, 11), dtype=torch.int64) for _ in range(2))  # one tensor would be traced as one input
     tokens = {0: "batch", 1: "tokens"}
     dims = {"views": {0: "batch"}, "input_ids": tokens, "attention_mask": tokens}
-    model = graphs._trace(heads.eval(), (torch.zeros(2, 2 * width), ids, mask), dims, list(names))
+    model = graphs.trace(heads.eval(), (torch.zeros(2, 2 * width), ids, mask), dims, list(names))
     if model.functions or any(opset.version != graphs.OPSET for opset in model.opset_import if not opset.domain):
         raise ValueError("the traced heads can't be spliced in: they bring functions or another opset")
     return compose.add_prefix(model, "heads/", rename_inputs=False, rename_outputs=False)

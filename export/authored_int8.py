@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from arllm.export.authored import MICROSOFT, Builder, FloatProducts, author, author_views, save
+from arllm.export import graphs
+from arllm.export.authored import MICROSOFT, Builder, FloatProducts, author, author_views
 from arllm.export.gemma import Layer, Network, Weights, read_network
 from arllm.export.quantize import MAX_WEIGHT
 from arllm.train.encoder import QueryEncoder
@@ -76,7 +77,9 @@ def export_authored_int8(
     rows = sample_rows(network, queries)
     network = smooth(network, rows, max_weight)
     weights = {key: round_weight(_weight(network, key), sample, max_weight) for key, sample in rows.items()}
-    return save(author(network, encoder, heads=heads, products=Int8Products(weights)), folder / "encoder.onnx")
+    return graphs.write(
+        author(network, encoder, heads=heads, products=Int8Products(weights)), folder / "encoder.onnx"
+    )
 
 
 class Int8Products(FloatProducts):
@@ -187,7 +190,7 @@ def sample_rows(network: Network, queries: Sequence[NDArray[np.int64]]) -> Rows:
 def _session(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    path = save(model, folder / "encoder.onnx")
+    path = graphs.write(model, folder / "encoder.onnx")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -20,15 +18,15 @@ from numpy.typing import NDArray
 
 from arllm.export import conformance, graphs, parity, quantize
 from arllm.export.card import model_card
-from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, sha256_of
+from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, list_files
 from arllm.runtime.conformance import rows as text_rows
 from arllm.runtime.conformance import vector_rows
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Pool
 from arllm.runtime.router import Router
 from arllm.runtime.tokens import TokenSpec
-from arllm.train.rundir import Run, versions, write_json
-from arllm.train.staging import staged_folder
+from arllm.train.rundir import Run, versions
+from arllm.train.staging import staged_folder, write_json, write_jsonl
 
 Progress = Callable[[str], None]
 VARIANTS = {"cpu-int8": "int8", "cpu-fp32": "fp32"}  # in order of preference for "auto"
@@ -92,11 +90,7 @@ def export_run(
         tokens=encoder.spec.tokens,
         domain_shares=run.domain_shares,
         mean_difficulty=run.mean_difficulty,
-        policies={
-            "nir": {"shape": run.nir.shape, "calibration": run.calibration.to_json()},
-            "hdp": dataclasses.asdict(run.hdp),
-            "hdp-paper": {},
-        },
+        policies=run.policies,
         pool=run.pool,
         metrics=run.metrics,
         evaluation=evaluation,
@@ -170,9 +164,6 @@ def _reference(run: Run, verify_queries: int, progress: Progress) -> parity.Refe
 def _write_manifest(
     content: Content, staging: Path, variants: Sequence[str], summaries: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    paths = sorted(
-        p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file() and p.name != MANIFEST
-    )
     costs: NDArray[np.float64] = content.pool.costs
     write_json(
         staging / MANIFEST,
@@ -207,10 +198,7 @@ def _write_manifest(
                 }
                 for variant in variants
             ],
-            "files": {
-                path: {"sha256": sha256_of(staging / path), "bytes": (staging / path).stat().st_size}
-                for path in paths
-            },
+            "files": list_files(staging),
         },
     )
 
@@ -244,9 +232,3 @@ def bundle_folder(out: Path) -> AbstractContextManager[Path]:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

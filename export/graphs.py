@@ -57,7 +57,7 @@ def export_encoder(encoder: QueryEncoder, folder: Path) -> Path:
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
     dims = {0: "batch", 1: "tokens"}
-    model = _trace(
+    model = trace(
         _EncoderGraph(encoder).eval(),
         (ids, mask),
         {"input_ids": dims, "attention_mask": dims},
@@ -73,7 +73,7 @@ def export_nir(nir: Nir, folder: Path) -> Path:
     (batch, candidates) float32 in [0, 1].
     """
     vectors = (torch.full((3, nir.query_width), 0.5), torch.full((5, nir.model_width), 0.5))
-    model = _trace(
+    model = trace(
         _NirGraph(nir).eval(),
         vectors,
         {"query_vectors": {0: "batch"}, "model_vectors": {0: "candidates"}},
@@ -85,7 +85,17 @@ def export_nir(nir: Nir, folder: Path) -> Path:
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:
-    """Write a graph with its large tensors in ``weights.bin`` beside it, and check it."""
+    """:func:`write` a graph of ONNX's own operators, and check it."""
+    write(model, path)
+    onnx.checker.check_model(str(path))
+    return path
+
+
+def write(model: onnx.ModelProto, path: Path) -> Path:
+    """Write a graph with its large tensors in ``weights.bin`` beside it.
+
+    ONNX's own checker doesn't know ONNX Runtime's operators; opening a session checks them.
+    """
     (path.parent / WEIGHTS).unlink(missing_ok=True)  # onnx appends to an existing file
     onnx.save_model(
         model,
@@ -95,13 +105,13 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
         location=WEIGHTS,
         size_threshold=1024,
     )
-    onnx.checker.check_model(str(path))
     return path
 
 
-def _trace(
+def trace(
     module: nn.Module, arguments: tuple[Tensor, ...], dims: dict[str, dict[int, str]], outputs: list[str]
 ) -> onnx.ModelProto:
+    """A module's graph: ``dims`` names its inputs in order, and the axes of each that are dynamic."""
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             module,

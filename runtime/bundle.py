@@ -171,6 +171,16 @@ def check_files(root: Path, manifest: Manifest, *, verify: bool) -> None:
             raise BundleIntegrityError(f"{full}: its sha256 differs from the manifest's: the file was changed")
 
 
+def list_files(root: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of a folder's files, itself left out: path → sha256 and bytes."""
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return {
+        path: {"sha256": sha256_of(root / path), "bytes": (root / path).stat().st_size}
+        for path in paths
+        if path != MANIFEST
+    }
+
+
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

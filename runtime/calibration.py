@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.errors import BundleSchemaError
-from arllm.runtime.quality import ability
+from arllm.runtime.quality import ability, sigmoid
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
@@ -95,7 +95,7 @@ def calibrated(
     domains = query_vectors[:, : model_vectors.shape[1]].astype(np.float64)
     score = calibration.scale * logit(mixed(prediction, query_vectors, model_vectors, calibration.ability))
     score += table[:, 0] + domains @ table[:, 1:].T
-    return 1.0 / (1.0 + np.exp(-score))
+    return sigmoid(score)
 
 
 def mixed(prediction: Floats, query_vectors: Array, model_vectors: Array, share: float) -> NDArray[np.float64]:
@@ -105,18 +105,19 @@ def mixed(prediction: Floats, query_vectors: Array, model_vectors: Array, share:
     return blend
 
 
-def overall(prior: NDArray[np.float64], difficulty: Floats, mean_difficulty: float) -> NDArray[np.float64]:
+def standing(prior: NDArray[np.float64], mean_difficulty: float) -> NDArray[np.float64]:
+    """``logit(prior) - logit(1 - mean difficulty of training)``, (M,): how each candidate stands, once for a pool."""
+    return logit(prior) - logit(np.array([1.0 - mean_difficulty]))
+
+
+def overall(standings: NDArray[np.float64], difficulty: Floats) -> NDArray[np.float64]:
     """What is known of a candidate on a query of which only the difficulty is: (M,), (B,) → (B, M) float64.
 
-    ``sigmoid(logit(prior) + logit(1 - difficulty) - logit(1 - mean difficulty of training))``: overall accuracy,
-    moved as far as the query is harder or easier than the mean. On queries that nobody or everybody answers
-    candidates come closer, so that at one beta not all strange queries change sides at once.
-    Source of the form: Rasch 1960.
+    ``sigmoid(standing + logit(1 - difficulty))``: the overall accuracy, moved as far as the query is harder or easier
+    than the mean. On queries that nobody or everybody answers candidates come closer, so that at one beta not all
+    strange queries change sides at once. Source of the form: Rasch 1960.
     """
-    usual = logit(np.array([1.0 - mean_difficulty]))
-    ease = logit(1.0 - np.asarray(difficulty, dtype=np.float64)) - usual
-    known: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(logit(prior) + ease[:, None])))
-    return known
+    return sigmoid(standings + logit(1.0 - np.asarray(difficulty, dtype=np.float64))[:, None])
 
 
 def shrunk(quality: Floats, familiarity: Floats, known: NDArray[np.float64]) -> NDArray[np.float64]:

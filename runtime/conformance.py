@@ -41,13 +41,11 @@ def rows(routers: Mapping[str, Router], texts: Sequence[str]) -> list[dict[str, 
         ids, cut = first.tokenize(text)
         expected = {}
         for name, router in routers.items():
-            decisions = {f"{beta:g}": router.route(text, beta) for beta in BETAS}
-            some = next(iter(decisions.values()))
+            decisions = [router.route(text, beta) for beta in BETAS]
             expected[name] = {
-                "query_vector": [round(float(v), 6) for v in some.vector],
-                "familiarity": round(some.familiarity, 6),
-                "quality": {candidate: round(q, 6) for candidate, q in some.quality.items()},
-                "choice": {beta: decision.model for beta, decision in decisions.items()},
+                "query_vector": [round(float(v), 6) for v in decisions[0].vector],
+                "familiarity": round(decisions[0].familiarity, 6),
+                **_decided(decisions),
             }
         lines.append(
             {
@@ -63,18 +61,24 @@ def rows(routers: Mapping[str, Router], texts: Sequence[str]) -> list[dict[str, 
 
 def vector_rows(routers: Mapping[str, Router], vectors: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     """The same for a bundle without an encoder: given query vectors → quality, choice per beta."""
-    lines = []
-    for vector in vectors:
-        expected = {}
-        for name, router in routers.items():
-            decisions = {f"{beta:g}": router.route_vector(vector, beta) for beta in BETAS}
-            some = next(iter(decisions.values()))
-            expected[name] = {
-                "quality": {candidate: round(q, 6) for candidate, q in some.quality.items()},
-                "choice": {beta: decision.model for beta, decision in decisions.items()},
-            }
-        lines.append({"query_vector": [float(v) for v in vector], "expected": expected})
-    return lines
+    return [
+        {
+            "query_vector": [float(v) for v in vector],
+            "expected": {
+                name: _decided([router.route_vector(vector, beta) for beta in BETAS])
+                for name, router in routers.items()
+            },
+        }
+        for vector in vectors
+    ]
+
+
+def _decided(decisions: Sequence[Decision]) -> dict[str, Any]:
+    """Quality and choices of one query, a decision for each of ``BETAS``."""
+    return {
+        "quality": {candidate: round(q, 6) for candidate, q in decisions[0].quality.items()},
+        "choice": {f"{beta:g}": decision.model for beta, decision in zip(BETAS, decisions, strict=True)},
+    }
 
 
 def rerun(router: Router) -> Conformance:

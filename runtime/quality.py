@@ -29,6 +29,12 @@ class Quality(Protocol):
         ...
 
 
+def sigmoid(score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """``1 / (1 + exp(-score))``."""
+    share: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-score))
+    return share
+
+
 def ability(query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
     """``sum_d p_d * a_{m,d}``: expected accuracy of each candidate over the query's domains, (B, M) float64."""
     domains = model_vectors.shape[1]
@@ -74,7 +80,7 @@ class Hdp:
     def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
         difficulty = query_vectors[:, model_vectors.shape[1], None].astype(np.float64)
         logit = self.slope * ability(query_vectors, model_vectors) - self.weight * difficulty + self.bias
-        return 1.0 / (1.0 + np.exp(-logit))
+        return sigmoid(logit)
 
 
 class Nir:

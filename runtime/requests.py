@@ -12,6 +12,11 @@ Request = dict[str, Any]  # query, where, and of a JSON request what else it giv
 FIELDS = ("id", "query", "beta", "policy", "candidates")
 
 
+def names_of(text: str) -> list[str]:
+    """The names of a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def from_arguments(texts: Iterable[str]) -> Iterator[Request]:
     """A request a text. An argument that isn't UTF-8 arrives with lone surrogates: they become U+FFFD."""
     for i, text in enumerate(texts, 1):

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from arllm.runtime import decision as rule
 from arllm.runtime.answer import Decision, Encoded, Timing
 from arllm.runtime.bundle import MANIFEST, Bundle, Variant, open_bundle
-from arllm.runtime.calibration import Calibration, calibrated, overall, shrunk
+from arllm.runtime.calibration import Calibration, calibrated, overall, shrunk, standing
 from arllm.runtime.encoder import QueryEncoder
 from arllm.runtime.errors import (
     BundleIOMismatchError,
@@ -71,9 +71,11 @@ class Router:
                 with _in_manifest(bundle, name):
                     calibration = Calibration.from_json(parameters["calibration"], len(manifest.domains))
                 self._calibrations[name] = calibration, calibration.table(self._names)
-        self._prior = None
+        self._prior = self._standings = None
         if manifest.domain_shares is not None:
             self._prior = self._vectors.astype(np.float64) @ np.array(manifest.domain_shares)
+            if manifest.mean_difficulty is not None:
+                self._standings = standing(self._prior, manifest.mean_difficulty)
 
     @classmethod
     def load(
@@ -231,10 +233,9 @@ class Router:
         if policy in self._calibrations:
             calibration, table = self._calibrations[policy]
             quality = calibrated(calibration, table, quality, query_vectors, self._vectors)
-        mean = self.bundle.manifest.mean_difficulty
-        if familiarity is not None and self._prior is not None and mean is not None and policy != "hdp-paper":
+        if familiarity is not None and self._standings is not None and policy != "hdp-paper":
             difficulty = query_vectors[:, self._vectors.shape[1]]
-            quality = shrunk(quality, familiarity, overall(self._prior, difficulty, mean))
+            quality = shrunk(quality, familiarity, overall(self._standings, difficulty))
         return quality
 
     def quality_of(self, policy: str | None = None) -> Quality:

@@ -173,10 +173,14 @@ def _fit_predicted_domain(train: Outcomes, text: TfIdf | None) -> Predictor:
     table = mean_per_subset(train, train.rows(np.array(first)))  # (D, M)
     if len(names) == 1:
         return lambda other: _filled(np.repeat(table, len(other), axis=0))
-    # C = 10: tf-idf rows have length 1, and at 1 the probabilities stay near the domains' frequencies.
-    model = LogisticRegression(C=10.0, max_iter=60, tol=1e-3).fit(text.rows(train.queries), labels)
+    model = domain_model().fit(text.rows(train.queries), labels)
     order = [names.index(name) for name in model.classes_]
     return lambda other: _filled(model.predict_proba(text.rows(other.queries)) @ _filled(table)[order])
+
+
+def domain_model() -> LogisticRegression:
+    """Domains from tf-idf: C = 10, since the rows have length 1 and at 1 probabilities stay near the frequencies."""
+    return LogisticRegression(C=10.0, max_iter=60, tol=1e-3)
 
 
 def _datasets_alone(outcomes: Outcomes) -> Outcomes:

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from arllm.runtime.calibration import Calibration, calibrated, logit, mixed
 from arllm.runtime.errors import RunError
 from arllm.runtime.pool import Pool
-from arllm.runtime.quality import ability
+from arllm.runtime.quality import ability, sigmoid
 from arllm.train import curves
 
 Floats = NDArray[np.floating[Any]]
@@ -106,7 +106,7 @@ def _domains(
         offsets = x[2 : 2 + d] + x[2 + d :].reshape(m, d)
         z = x[0] * score + x[1] + domains @ offsets.T
         value = np.where(seen, np.logaddexp(0.0, z) - target * z, 0.0).sum() / count
-        slope = np.where(seen, 1.0 / (1.0 + np.exp(-z)) - target, 0.0) / count  # (N, M)
+        slope = np.where(seen, sigmoid(z) - target, 0.0) / count  # (N, M)
         pairs = slope.T @ domains  # (M, D)
         gradient = np.concatenate([[(slope * score).sum(), slope.sum()], pairs.sum(axis=0), pairs.ravel()])
         return float(value + 0.5 * (spring * x * x).sum()), gradient + spring * x
@@ -122,7 +122,7 @@ def _matching(score: NDArray[np.float64], target: NDArray[np.float64]) -> NDArra
     """Offsets (M,) with which the queries' mean of sigmoid(score + offset) is the target, by Newton's rule."""
     offsets = np.zeros(score.shape[1])
     for _ in range(50):
-        quality = 1.0 / (1.0 + np.exp(-(score + offsets)))
+        quality = sigmoid(score + offsets)
         step = (quality.mean(axis=0) - target) / np.maximum((quality * (1.0 - quality)).mean(axis=0), 1e-3)
         offsets -= np.clip(step, -1.0, 1.0)
         if np.abs(step).max() < 1e-9:

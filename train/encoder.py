@@ -163,7 +163,7 @@ def encode_all(
 ) -> NDArray[np.float32]:
     """Query vectors (N, Q) float32 of tokenized queries, batched by length, in the given order."""
     width = encoder.spec.query_width
-    return _by_length(encoder, rows, lambda ids, mask: encoder(ids, mask).query_vector, width, batch_size)
+    return by_length(encoder, rows, lambda ids, mask: encoder(ids, mask).query_vector, width, batch_size)
 
 
 @torch.inference_mode()
@@ -172,16 +172,17 @@ def view_all(
 ) -> NDArray[np.float32]:
     """Both views (N, 2 * width) float32 of tokenized queries, in the given order."""
     width = 2 * encoder.spec.backbone.hidden_size
-    return _by_length(encoder, rows, lambda ids, mask: torch.cat(encoder.views(ids, mask), dim=-1), width, batch_size)
+    return by_length(encoder, rows, lambda ids, mask: torch.cat(encoder.views(ids, mask), dim=-1), width, batch_size)
 
 
-def _by_length(
+def by_length(
     encoder: QueryEncoder,
     rows: Sequence[NDArray[np.int64]],
     function: Callable[[Tensor, Tensor], Tensor],
     width: int,
-    batch_size: int,
+    batch_size: int = 64,
 ) -> NDArray[np.float32]:
+    """(ids, mask) → (B, width) of tokenized queries, batched by length; (N, width) float32 in the given order."""
     encoder.eval()
     device = encoder.center.device
     out = np.empty((len(rows), width), dtype=np.float32)

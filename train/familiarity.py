@@ -8,14 +8,13 @@ was tried stands in tests/benchmarks/QUALITY.md. Knows nothing about outcomes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from arllm.train.encoder import PAIRS, QueryEncoder, pad_batch, pair_slots
+from arllm.train.encoder import PAIRS, QueryEncoder, by_length, pair_slots
 
 STEPS = 16  # of a byte, for each unit of log(1 + queries): room for millions of queries
 MARKS = (0.05, 0.25)  # quantiles of validation's wording where familiarity is 0, and where it is 1
@@ -38,21 +37,4 @@ def fit_familiarity(
 @torch.inference_mode()
 def wordings(encoder: QueryEncoder, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
     """:meth:`QueryEncoder.wording` of tokenized queries, (N,) float32."""
-    return _apply(encoder, rows, encoder.wording)
-
-
-@torch.inference_mode()
-def familiarities(encoder: QueryEncoder, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-    """:meth:`QueryEncoder.familiarity` of tokenized queries, (N,) float32 in [0, 1]."""
-    return _apply(encoder, rows, encoder.familiarity)
-
-
-def _apply(
-    encoder: QueryEncoder, rows: Sequence[NDArray[np.int64]], function: Callable[[Tensor, Tensor], Tensor]
-) -> NDArray[np.float32]:
-    device = encoder.center.device
-    found = []
-    for start in range(0, len(rows), 256):
-        ids, mask = pad_batch(rows[start : start + 256], encoder.spec.tokens.pad_id)
-        found.append(function(ids.to(device), mask.to(device)).cpu().numpy())
-    return np.concatenate(found)
+    return by_length(encoder, rows, lambda ids, mask: encoder.wording(ids, mask)[:, None], 1)[:, 0]

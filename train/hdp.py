@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from arllm.runtime.errors import RunError
-from arllm.runtime.quality import Hdp, ability
+from arllm.runtime.quality import Hdp, ability, sigmoid
 
 MINIMUM_SLOPE = 1e-3  # positive, so that the ranking at beta 0 stays that of the abilities
 
@@ -44,7 +44,7 @@ def fit_hdp(
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         logit = features @ parameters
         value = np.mean(np.logaddexp(0.0, logit) - target * logit)
-        residual = 1.0 / (1.0 + np.exp(-logit)) - target
+        residual = sigmoid(logit) - target
         return float(value), features.T @ residual / len(target)
 
     bounds = [(MINIMUM_SLOPE, None), (MINIMUM_SLOPE, None), (None, None)]

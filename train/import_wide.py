@@ -24,7 +24,7 @@ from arllm.train.importers import (
     text_list,
 )
 from arllm.train.outcomes import Outcomes
-from arllm.train.records import Record, csv_header, csv_number, csv_rows, need_columns, parquet_records, text_field
+from arllm.train.records import Record, csv_number, csv_table, need_columns, parquet_records, text_field
 
 # What stands beside the column of a model tells that it is one: RouterBench's "NAME|total_cost" and
 # "NAME|model_response", RouteLLM's "NAME_response".
@@ -89,9 +89,7 @@ def _table(file: Path) -> tuple[list[str], Iterator[Record]]:
         return header, parquet_records(file, header, ())
     if not name.removesuffix(".gz").endswith(".csv"):
         raise OutcomesError(f"{file}: unknown form; give .csv (also .gz) or .parquet")
-    rows = csv_rows(file)
-    _, header = csv_header(rows, file)
-    return header, ((where, dict(zip(header, row, strict=True))) for where, row in rows)
+    return csv_table(file)
 
 
 def _model_columns(file: Path, header: Sequence[str], taken: set[str]) -> tuple[str, ...]:

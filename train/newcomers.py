@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.calibration import logit
+from arllm.runtime.quality import sigmoid
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
@@ -88,14 +89,14 @@ def estimate(
     outcomes = np.asarray(correct, dtype=np.float64)
     mean, covariance = population(pool)
     mode, spread = _mode(domains, outcomes, mean, covariance)
-    vector = _sigmoid(mode)
+    vector = sigmoid(mode)
     shares = np.full(d, 1.0 / d) if domain_shares is None else np.asarray(domain_shares, dtype=np.float64)
     shares = shares / shares.sum()
     accuracy = float(shares @ vector)
     slope = shares * vector * (1.0 - vector)
     # The delta method on the logit scale, so that the interval stays inside (0, 1).
     deviation = float(np.sqrt(slope @ spread @ slope)) / (accuracy * (1.0 - accuracy))
-    ends = _sigmoid(np.log(accuracy / (1.0 - accuracy)) + np.array([-1.96, 1.96]) * deviation)
+    ends = sigmoid(np.log(accuracy / (1.0 - accuracy)) + np.array([-1.96, 1.96]) * deviation)
     differences = np.sqrt((pool - vector) ** 2 @ shares)
     order = np.argsort(differences, kind="stable")
     return Newcomer(
@@ -122,7 +123,7 @@ def probe(
     if texts is not None:
         groups = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
     mean, covariance = population(vectors)
-    accuracy = _sigmoid(mean)
+    accuracy = sigmoid(mean)
     p = np.clip(domains @ accuracy, HELD, 1.0 - HELD)
     rows = domains * (accuracy * (1.0 - accuracy)) / np.sqrt(p * (1.0 - p))[:, None]  # (N, D), of unit noise
     gain = np.einsum("nd,nd->n", rows @ covariance, rows)  # the determinant falls by 1 + gain
@@ -145,7 +146,7 @@ def _mode(domains: Array, correct: Array, mean: Array, covariance: Array) -> tup
     """
     root: Array = np.linalg.cholesky(covariance).astype(np.float64)
     u = np.zeros(len(mean))
-    p = domains @ _sigmoid(mean)
+    p = domains @ sigmoid(mean)
     loss = _loss(p, correct, u)
     for _ in range(STEPS):
         slopes, information = _linearised(domains, p, mean + root @ u, root)
@@ -155,7 +156,7 @@ def _mode(domains: Array, correct: Array, mean: Array, covariance: Array) -> tup
         before = loss
         for halving in range(12):
             trial = u + step / 2.0**halving
-            trial_p = domains @ _sigmoid(mean + root @ trial)
+            trial_p = domains @ sigmoid(mean + root @ trial)
             trial_loss = _loss(trial_p, correct, trial)
             if trial_loss < loss:
                 u, p, loss = trial, trial_p, trial_loss
@@ -168,7 +169,7 @@ def _mode(domains: Array, correct: Array, mean: Array, covariance: Array) -> tup
 
 def _linearised(domains: Array, p: Array, logits: Array, root: Array) -> tuple[Array, Array]:
     """d p / d u (n, D), and the Fisher information of u with its prior (D, D)."""
-    accuracy = _sigmoid(logits)
+    accuracy = sigmoid(logits)
     slopes = (domains * (accuracy * (1.0 - accuracy))) @ root
     held = np.clip(p, HELD, 1.0 - HELD)
     information: Array = slopes.T @ (slopes / (held * (1.0 - held))[:, None]) + np.eye(len(logits))
@@ -186,8 +187,3 @@ def _domains(query_vectors: Floats, d: int) -> Array:
     found = np.maximum(np.asarray(query_vectors, dtype=np.float64)[:, :d], 0.0)
     domains: Array = found / np.maximum(found.sum(axis=1, keepdims=True), 1.0)
     return domains
-
-
-def _sigmoid(x: Array) -> Array:
-    share: Array = 1.0 / (1.0 + np.exp(-x))
-    return share

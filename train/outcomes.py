@@ -27,12 +27,11 @@ from arllm.train.records import (
     Record,
     correct_field,
     csv_header,
-    csv_number,
     csv_rows,
     jsonl_records,
     label_field,
-    need_columns,
     parquet_records,
+    scored_rows,
     text_field,
 )
 
@@ -154,7 +153,7 @@ def read_outcomes(
     if name.endswith(".jsonl"):
         records = jsonl_records(path)
     elif name.endswith(".csv"):
-        records = _long_csv_records(path)
+        records = scored_rows(path, _LONG_REQUIRED)
     elif path.name.lower().endswith(".parquet"):
         records = parquet_records(path, _LONG_REQUIRED, _LONG_OPTIONAL)
     else:
@@ -184,16 +183,6 @@ def _source(path: Path) -> Source:
     if size == 0:
         raise OutcomesError(f"{path}: the file is empty")
     return Source(str(path), digest.hexdigest(), size)
-
-
-def _long_csv_records(path: Path) -> Iterator[Record]:
-    rows = csv_rows(path)
-    where, header = csv_header(rows, path)
-    need_columns(where, header, _LONG_REQUIRED)
-    for where, row in rows:
-        record: dict[str, Any] = dict(zip(header, row, strict=True))
-        record["correct"] = csv_number(record["correct"])
-        yield where, record
 
 
 def _query_row(where: str, record: Mapping[str, Any]) -> tuple[str, _QueryRow]:

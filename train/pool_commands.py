@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arllm.runtime.errors import QueryError
+from arllm.train.commands import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,7 @@ def add(bundle: str, name: str, cost: float, outcomes: str, out: str, as_json: b
     from arllm.runtime.bundle import open_bundle
     from arllm.runtime.pool import Candidate
     from arllm.runtime.router import Router
+    from arllm.runtime.session import pick_variant
     from arllm.train.newcomers import estimate
     from arllm.train.rebundle import add_candidate, check_addition
     from arllm.train.scored import read_scored
@@ -53,7 +55,7 @@ def add(bundle: str, name: str, cost: float, outcomes: str, out: str, as_json: b
     opened = open_bundle(bundle)
     check_addition(opened, Candidate(name, cost), out)  # a wrong name or cost need not wait for the encoder
     scored = read_scored(outcomes, name)
-    router = Router.load(bundle, verify=False)
+    router = Router.of(opened, pick_variant(opened.manifest.variants, "auto"))
     vectors = _query_vectors(router, scored.queries)
     found = estimate(vectors, scored.correct, opened.pool.vectors(), opened.manifest.domain_shares)
     low, high = found.interval
@@ -68,7 +70,7 @@ def add(bundle: str, name: str, cost: float, outcomes: str, out: str, as_json: b
         note,
         addition={"outcomes": scored.source, "queries": len(scored), "accuracy": found.accuracy,
                   "interval": [low, high]},
-        progress=lambda message: click.echo(message, err=True),
+        progress=progress,
     )  # fmt: skip
     bounds = [[b.manifest.cost_minimum, b.manifest.cost_maximum] for b in (opened, made)]
     result = {
@@ -114,12 +116,12 @@ def probe(bundle: str, queries: str, n: int, as_json: bool) -> None:
 
     router = Router.load(bundle)
     found = read_traffic(queries)
-    click.echo(f"reading {len(found)} queries with {router.variant}", err=True)
+    progress(f"reading {len(found)} queries with {router.variant}")
     vectors = _query_vectors(router, found.queries)
     texts = [normalise_query(text) for text in found.queries]
     chosen = newcomers.probe(vectors, router.pool.vectors(), n, texts)
     if len(chosen) < n:
-        click.echo(f"note: {queries} holds {len(chosen)} different queries, fewer than --n {n}", err=True)
+        progress(f"note: {queries} holds {len(chosen)} different queries, fewer than --n {n}")
     names = router.bundle.manifest.domains
     domains = [names[k] for k in np.argmax(vectors[:, : len(names)], axis=1).tolist()]
     rows = [{"query": found.queries[i], "domain": domains[i]} for i in chosen.tolist()]

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from arllm.runtime import tables
+from arllm.runtime import requests, tables
 from arllm.runtime.errors import InputError
+from arllm.train.commands import progress
 
 LEAST_SHARE = 0.005  # of a candidate that the table of other betas shows
 
@@ -66,12 +67,12 @@ def calibrate(
 
     router = Router.load(bundle, variant=variant, pool=pool)
     chosen = policy or router.bundle.manifest.default_policy
-    allowed = None if candidates is None else [name.strip() for name in candidates.split(",") if name.strip()]
+    allowed = None if candidates is None else requests.names_of(candidates)
     if wanted is not None:
         candidate_mask(router.pool.names, [wanted[0]])  # a wrong name need not wait for the predictions
     found = read_traffic(traffic)
     queries = held_out(found, splits or HELD_OUT)
-    click.echo(f"predicting {len(queries)} of {len(found)} queries with {chosen}, {router.variant}", err=True)
+    progress(f"predicting {len(queries)} of {len(found)} queries with {chosen}, {router.variant}")
     sample, notes = predict_traffic(router, queries, chosen, allowed)
     path = preferences.sweep(sample)
     wish: dict[str, Any]

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 from torch.nn import functional
 
 from arllm.runtime.errors import OutcomesError
-from arllm.train.baselines import RIDGE_ALPHA, Predictor, TfIdf
+from arllm.train.baselines import RIDGE_ALPHA, Predictor, TfIdf, domain_model
 from arllm.train.domains import assign_domains, difficulty, model_vectors
 from arllm.train.nir import InteractionNir
 from arllm.train.outcomes import Outcomes, normalise_query
@@ -94,9 +94,7 @@ class _Encoder:
         self._text, self._width = text, domains + 1
         rows = text.rows(queries.queries)
         self._present = np.unique(domain)
-        # C as in the baselines: at 1 the probabilities stay near the datasets' frequencies.
-        several = len(self._present) > 1
-        self._domain = LogisticRegression(C=10.0, max_iter=60, tol=1e-3).fit(rows, domain) if several else None
+        self._domain = domain_model().fit(rows, domain) if len(self._present) > 1 else None
         self._difficulty = Ridge(alpha=RIDGE_ALPHA, solver="sparse_cg").fit(rows, hardness)
 
     def vectors(self, queries: tuple[str, ...]) -> Array:

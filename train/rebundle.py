@@ -14,10 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from arllm.runtime.bundle import MANIFEST, Bundle, open_bundle, sha256_of
+from arllm.runtime.bundle import MANIFEST, Bundle, list_files, open_bundle, sha256_of
 from arllm.runtime.errors import BundleIntegrityError, BundleSchemaError, ExportError, PoolError, VariantError
 from arllm.runtime.pool import Candidate, Pool
-from arllm.train.staging import staged_folder
+from arllm.train.staging import staged_folder, write_json, write_jsonl
 
 POOL, CONFORMANCE, CARD = "pool.json", "conformance.jsonl", "README.md"
 HEADING = "## Candidates added later"
@@ -90,14 +90,13 @@ def add_candidate(
     with staged_folder(out) as staging:
         progress(f"copying {bundle.path}")
         _copy(bundle, staging)
-        _write_json(staging / POOL, pool.to_json())
+        write_json(staging / POOL, pool.to_json())
         card = _card(bundle, candidate, note)
         (staging / CARD).write_text(card, encoding="utf-8")
-        _write_manifest(staging, manifest)
+        write_json(staging / MANIFEST, manifest | {"files": list_files(staging)})
         progress(f"recording what it decides with {', '.join(bundle.manifest.variants)}")
-        lines = _conformance(bundle, staging)
-        (staging / CONFORMANCE).write_text(lines, encoding="utf-8")
-        _write_manifest(staging, manifest)
+        write_jsonl(staging / CONFORMANCE, _conformance(bundle, staging))
+        write_json(staging / MANIFEST, manifest | {"files": list_files(staging)})
         open_bundle(staging)  # what this version wrote, it must be able to read
     return open_bundle(out, verify=False)
 
@@ -126,7 +125,7 @@ def _set_offsets(policies: dict[str, Any], name: str, offsets: Sequence[float], 
         calibration["offsets"][name] = [float(v) for v in offsets]
 
 
-def _conformance(bundle: Bundle, staging: Path) -> str:
+def _conformance(bundle: Bundle, staging: Path) -> list[dict[str, Any]]:
     """The lines of conformance.jsonl, over the texts or vectors of the old file, by the new bundle's routers."""
     from arllm.runtime.conformance import rows, vector_rows
     from arllm.runtime.router import Router
@@ -145,8 +144,7 @@ def _conformance(bundle: Bundle, staging: Path) -> str:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BundleSchemaError(f"{path}: line {len(probes) + 1} is malformed or has no {key}: {error!r}") from None
     routers = {name: Router.load(staging, variant=name, verify=False) for name in bundle.manifest.variants}
-    recorded = vector_rows(routers, probes) if bundle.manifest.tokens is None else rows(routers, probes)
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in recorded)
+    return vector_rows(routers, probes) if bundle.manifest.tokens is None else rows(routers, probes)
 
 
 def _card(bundle: Bundle, candidate: Candidate, note: str) -> str:
@@ -164,17 +162,3 @@ def _card(bundle: Bundle, candidate: Candidate, note: str) -> str:
         "candidates. Nothing was retrained for them; cost bounds are those of the whole pool, they included.\n\n"
         f"{entry}"
     )
-
-
-def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
-    paths = sorted(p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
-    manifest["files"] = {
-        path: {"sha256": sha256_of(staging / path), "bytes": (staging / path).stat().st_size}
-        for path in paths
-        if path != MANIFEST
-    }
-    _write_json(staging / MANIFEST, manifest)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

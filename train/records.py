@@ -92,6 +92,20 @@ def csv_header(
     return where, header
 
 
+def csv_table(path: Path, required: Sequence[str] = ()) -> tuple[list[str], Iterator[Record]]:
+    """The columns of a CSV file, the required ones among them, and its rows by column, as text."""
+    rows = csv_rows(path)
+    where, header = csv_header(rows, path)
+    need_columns(where, header, required)
+    return header, ((where, dict(zip(header, row, strict=True))) for where, row in rows)
+
+
+def scored_rows(path: Path, required: Sequence[str]) -> Iterator[Record]:
+    """The rows of a CSV file with ``correct``, which is a truth value or a number where it can be."""
+    for where, record in csv_table(path, required)[1]:
+        yield where, {**record, "correct": csv_number(record["correct"])}
+
+
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
     """An open pyarrow.parquet.ParquetFile.

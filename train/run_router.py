@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def run_router(run: Run, path: str | os.PathLike[str], pool: Pool | None = None)
         mean_difficulty=run.mean_difficulty,
         tokens=spec.tokens,
         default_policy="nir",
-        policies={"nir": {"calibration": run.calibration.to_json()}, "hdp": asdict(run.hdp), "hdp-paper": {}},
+        policies=run.policies,
         cost_minimum=float(costs.min()),
         cost_maximum=float(costs.max()),
         variants={},

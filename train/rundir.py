@@ -11,7 +11,7 @@ import gzip
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from arllm.runtime.tokens import TextTokenizer
 from arllm.train.encoder import EncoderSpec, QueryEncoder
 from arllm.train.nir import Nir, build_nir
 from arllm.train.options import TrainOptions
+from arllm.train.staging import write_json
 
 RUN_VERSION = 2
 
@@ -57,6 +58,15 @@ class Run:
     source: Mapping[str, Any]  # outcome files and hashes, split sizes, seed
     metrics: Mapping[str, Any]
     heldout: HeldOut
+
+    @property
+    def policies(self) -> dict[str, dict[str, Any]]:
+        """As a manifest has them, the default first."""
+        return {
+            "nir": {"shape": self.nir.shape, "calibration": self.calibration.to_json()},
+            "hdp": asdict(self.hdp),
+            "hdp-paper": {},
+        }
 
     def text_tokenizer(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer, self.encoder.spec.tokens)
@@ -95,7 +105,7 @@ def write_run(run: Run, folder: Path) -> None:
             "calibration": run.calibration.to_json(),
             "domain_shares": list(run.domain_shares),
             "mean_difficulty": run.mean_difficulty,
-            "hdp": {"slope": run.hdp.slope, "weight": run.hdp.weight, "bias": run.hdp.bias},
+            "hdp": asdict(run.hdp),
             "source": dict(run.source),
         },
     )
@@ -151,10 +161,6 @@ def _read_heldout(path: Path) -> HeldOut:
     if not queries:
         raise ValueError(f"{path.name} is empty")
     return HeldOut(tuple(queries), np.array(rows, dtype=np.float32))
-
-
-def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _plain_state(module: Any) -> dict[str, Any]:

@@ -11,16 +11,7 @@ from numpy.typing import NDArray
 
 from arllm.runtime.bundle import sha256_of
 from arllm.runtime.errors import OutcomesError
-from arllm.train.records import (
-    Record,
-    correct_field,
-    csv_header,
-    csv_number,
-    csv_rows,
-    jsonl_records,
-    need_columns,
-    text_field,
-)
+from arllm.train.records import Record, correct_field, jsonl_records, scored_rows, text_field
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +70,6 @@ def _records(path: Path) -> Iterator[Record]:
     if form.endswith(".jsonl"):
         yield from jsonl_records(path)
     elif form.endswith(".csv"):
-        rows = csv_rows(path)
-        where, header = csv_header(rows, path)
-        need_columns(where, header, ("query", "correct"))
-        for where, row in rows:
-            record = dict(zip(header, row, strict=True))
-            yield where, {**record, "correct": csv_number(record["correct"])}
+        yield from scored_rows(path, ("query", "correct"))
     else:
         raise OutcomesError(f"{path}: unknown form; give .csv or .jsonl (also .gz) with query and correct")

@@ -20,16 +20,7 @@ from arllm.runtime.errors import OutcomesError
 from arllm.train.bench import COVERAGE, router_qualities
 from arllm.train.outcomes import SPLITS, Outcomes, read_outcomes
 from arllm.train.preferences import Traffic
-from arllm.train.records import (
-    Record,
-    csv_header,
-    csv_rows,
-    jsonl_records,
-    need_columns,
-    parquet_file,
-    parquet_records,
-    text_field,
-)
+from arllm.train.records import Record, csv_table, jsonl_records, parquet_file, parquet_records, text_field
 
 if TYPE_CHECKING:
     from arllm.runtime.router import Router
@@ -54,11 +45,7 @@ def read_traffic(path: str | Path) -> Outcomes:
         fields: Collection[str] = first[1] if first else ()
         records = chain([first] if first else [], records)
     elif name.removesuffix(".gz").endswith(".csv"):
-        rows = csv_rows(path)
-        where, fields = csv_header(rows, path)
-        need_columns(where, fields, ("query",))
-        header = list(fields)
-        records = ((where, dict(zip(header, row, strict=True))) for where, row in rows)
+        fields, records = csv_table(path, ("query",))
     elif name.endswith(".parquet"):
         with parquet_file(path) as file:
             fields = list(file.schema_arrow.names)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from arllm.runtime.errors import InputError, needs_extra
+from arllm.runtime.requests import names_of
 
 
 @click.command()
@@ -81,7 +82,7 @@ def serve(
 
     given = {name: value for name, value in settings.items() if value is not None}
     if client_candidates is not None:
-        given["client_candidates"] = tuple(name.strip() for name in client_candidates.split(",") if name.strip())
+        given["client_candidates"] = tuple(names_of(client_candidates))
     merged = {**({} if config is None else read_settings(config)), **given}
     chosen = GatewayConfig.from_mapping(merged, config or "arllm serve")
     served = HttpConfig(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from arllm.runtime.errors import InputError, QueryError
 from arllm.runtime.gateways.asks import PREFIX, header_value, is_ours
 from arllm.runtime.gateways.body import Body, parse_body
 from arllm.runtime.gateways.gate import Gateway
+from arllm.runtime.gateways.sockets import bracketed, listen
 from arllm.runtime.gateways.verdict import Verdict
 
 _LOGGER = logging.getLogger("arllm.gateway")
@@ -96,11 +96,7 @@ def companion(config: EnvoyConfig) -> Callable[[Gateway], AbstractAsyncContextMa
     Raises:
         InputError: the address is taken, or none of this machine.
     """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:  # gRPC opens its own socket, and says too little where it can't
-        socket.create_server((config.host, config.port), family=family).close()
-    except OSError as error:
-        raise InputError(f"can't listen on {config.host}:{config.port}: {error.strerror or error}") from None
+    listen(config.host, config.port).close()  # gRPC opens its own socket, and says too little where it can't
 
     @asynccontextmanager
     async def serve(gateway: Gateway) -> AsyncIterator[int]:
@@ -113,7 +109,7 @@ def companion(config: EnvoyConfig) -> Callable[[Gateway], AbstractAsyncContextMa
             maximum_concurrent_rpcs=config.max_streams,
         )
         add_ExternalProcessorServicer_to_server(Processor(gateway, config), server)
-        host = f"[{config.host}]" if ":" in config.host else config.host
+        host = bracketed(config.host)
         port: int = server.add_insecure_port(f"{host}:{config.port}")
         await server.start()
         _LOGGER.info("Envoy's ext_proc on %s:%d, route header %s", host, port, config.route_header)

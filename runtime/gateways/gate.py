@@ -28,7 +28,7 @@ from arllm.runtime.gateways.engine import Engine, load_engine
 from arllm.runtime.gateways.filters import Cooldowns
 from arllm.runtime.gateways.log import DecisionLog
 from arllm.runtime.gateways.metrics import Metrics
-from arllm.runtime.gateways.query import Asked, Needs, read_request
+from arllm.runtime.gateways.query import Asked, Needs, model_of, read_request
 from arllm.runtime.gateways.reload import Watcher, signature
 from arllm.runtime.gateways.sticky import Conversations, keep
 from arllm.runtime.gateways.verdict import Verdict
@@ -105,8 +105,7 @@ class Gateway:
         """
         started = time.perf_counter()
         engine = self.engine  # the one of this whole decision: a reload may swap it meanwhile
-        named = body.get("model")
-        model = named if isinstance(named, str) else ""
+        model = model_of(body) or ""
         wanted, policy = parse_alias(model, self.config.alias, engine.router.policies)
         if not wanted and not self.config.shadow:
             return self._counted(self._untouched(engine, model, started))

@@ -63,8 +63,13 @@ def read_request(body: Mapping[str, Any], query_from: str = "last-user") -> Aske
             query = "\n\n".join(text for _, text in turns)
         else:
             query = human[0] if query_from == "first-user" else human[-1]
+    return Asked(model_of(body), query, _needs(body), human[0] if human else "")
+
+
+def model_of(body: Mapping[str, Any]) -> str | None:
+    """The model that a request names; None where it names none."""
     model = body.get("model")
-    return Asked(model if isinstance(model, str) else None, query, _needs(body), human[0] if human else "")
+    return model if isinstance(model, str) else None
 
 
 def digest(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from arllm.runtime.errors import InputError, QueryError
+from arllm.runtime.errors import QueryError
 from arllm.runtime.gateways import openapi
 from arllm.runtime.gateways.body import parse_body
 from arllm.runtime.gateways.gate import Gateway
+from arllm.runtime.gateways.sockets import bracketed, listen
 
 # A server that lives beside the HTTP one, in its event loop, for as long as that serves: the seam for `--envoy`.
 Companion = Callable[[Gateway], AbstractAsyncContextManager[object]]
@@ -104,15 +104,6 @@ def make_server(gateway: Gateway, config: HttpConfig, companions: Sequence[Compa
     )
 
 
-def listen(config: HttpConfig) -> socket.socket:
-    """A listening socket. Raises InputError: the address is taken, or none of this machine."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
-    except OSError as error:
-        raise InputError(f"can't listen on {config.host}:{config.port}: {error.strerror or error}") from None
-
-
 def serve(
     gateway: Gateway,
     config: HttpConfig,
@@ -128,13 +119,13 @@ def serve(
         InputError: the address can't be listened on.
     """
     _more_files()
-    with listen(config) as listener:
+    with listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
         server = make_server(gateway, config, (*companions, _reload_on_hangup))
         # uvicorn raises the signal again once it has stopped: a stop that was asked for is a success.
         before = {stop: signal.signal(stop, lambda *_: None) for stop in (signal.SIGTERM, signal.SIGINT)}
         try:
-            started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            started(f"http://{bracketed(host)}:{port}")
             server.run(sockets=[listener])
         finally:
             for stop, handler in before.items():

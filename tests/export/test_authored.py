@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from arllm.export import authored, gemma
+from arllm.export import authored, gemma, graphs
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import FULL, SLIDING, GemmaSpec, build_model
 from arllm.train.encoder import EncoderSpec, QueryEncoder, pad_batch
@@ -78,7 +78,7 @@ def session_of(tmp_path: Path) -> Callable[[QueryEncoder], onnxruntime.Inference
     def write(encoder: QueryEncoder) -> onnxruntime.InferenceSession:
         network = gemma.read_network(encoder.backbone, 2048)
         model = authored.author_views(network, encoder.token_weight.numpy())
-        return open_graph(authored.save(model, tmp_path / "encoder.onnx"))
+        return open_graph(graphs.write(model, tmp_path / "encoder.onnx"))
 
     return write
 
@@ -275,7 +275,7 @@ def test_other_heads_are_spliced_in(tmp_path: Path) -> None:
     encoder = encoder_of(TINY)
     other = OtherHeads(2 * TINY.hidden_size)
     model = authored.author(gemma.read_network(encoder.backbone, 64), encoder, heads=other)
-    session = open_graph(authored.save(model, tmp_path / "encoder.onnx"))
+    session = open_graph(graphs.write(model, tmp_path / "encoder.onnx"))
     assert [output.name for output in session.get_outputs()] == ["other", "pooled"]
     for lengths in ((1,), (9, 4), (5, 8, 2)):
         ids, mask = pad_batch(queries(*lengths), 0)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arllm.export import authored, authored_int8, gemma
+from arllm.export import authored, authored_int8, gemma, graphs
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import FULL, SLIDING, GemmaSpec
 from arllm.train.encoder import EncoderSpec, QueryEncoder, pad_batch
@@ -126,7 +126,7 @@ def test_smoothing_and_rounding_earn_their_place(pair: Pair) -> None:
     }
     model = views_of(pair.encoder, network, authored_int8.Int8Products(weights))
     (pair.folder / "naive").mkdir()
-    naive = open_graph(authored.save(model, pair.folder / "naive" / "encoder.onnx"))
+    naive = open_graph(graphs.write(model, pair.folder / "naive" / "encoder.onnx"))
     want = pooled(pair.floating, HELD_OUT)
     lost = [1.0 - centred_cosine(pooled(session, HELD_OUT), want) for session in (pair.integer, naive)]
     assert lost[0] < 0.5 * lost[1]
@@ -137,7 +137,7 @@ def test_smoothing_alone_changes_nothing(pair: Pair, tmp_path: Path) -> None:
     rows = authored_int8.sample_rows(network, CALIBRATION)
     moved = {key: values.copy() for key, values in rows.items()}
     smoothed = authored_int8.smooth(network, moved, pair.max_weight)
-    session = open_graph(authored.save(views_of(pair.encoder, smoothed), tmp_path / "encoder.onnx"))
+    session = open_graph(graphs.write(views_of(pair.encoder, smoothed), tmp_path / "encoder.onnx"))
     np.testing.assert_allclose(pooled(session, HELD_OUT), pooled(pair.floating, HELD_OUT), rtol=0, atol=5e-5)
     again = authored_int8.sample_rows(smoothed, CALIBRATION)
     for key, values in moved.items():

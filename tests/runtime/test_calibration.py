@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arllm.runtime import decision as rule
-from arllm.runtime.calibration import EDGE, Calibration, calibrated, logit, mixed, overall, shrunk
+from arllm.runtime.calibration import EDGE, Calibration, calibrated, logit, mixed, overall, shrunk, standing
 from arllm.runtime.errors import BundleSchemaError
 
 QUERIES = np.array([[0.75, 0.25, 0.4, -3.0], [0.0, 1.0, 0.9, 5.0]], dtype=np.float32)  # 2 domains, difficulty, 1 more
@@ -124,22 +124,22 @@ QUALITY = np.array([[0.9, 0.1, 0.2], [0.4, 0.7, 0.6], [0.0, 1.0, 0.5]])
 
 
 def test_a_query_of_mean_difficulty_gets_the_overall_accuracies() -> None:
-    np.testing.assert_allclose(overall(PRIOR, np.array([0.4]), 0.4), [PRIOR])
+    np.testing.assert_allclose(overall(standing(PRIOR, 0.4), np.array([0.4])), [PRIOR])
 
 
 def test_a_harder_query_lowers_all_by_the_same_odds() -> None:
-    found = overall(PRIOR, np.array([0.8]), 0.5)[0]  # odds of 1 to 4 where they were even
+    found = overall(standing(PRIOR, 0.5), np.array([0.8]))[0]  # odds of 1 to 4 where they were even
     np.testing.assert_allclose(found / (1 - found), 0.25 * PRIOR / (1 - PRIOR))
 
 
 def test_candidates_come_closer_on_queries_that_nobody_or_everybody_answers() -> None:
-    easy, middling, hard = np.ptp(overall(PRIOR, np.array([0.03, 0.5, 0.97]), 0.5), axis=1)
+    easy, middling, hard = np.ptp(overall(standing(PRIOR, 0.5), np.array([0.03, 0.5, 0.97])), axis=1)
     assert hard < middling / 3
     assert easy < middling / 3
 
 
 def test_quality_moves_from_what_is_known_overall_to_the_prediction() -> None:
-    known = overall(PRIOR, np.full(3, 0.5), 0.5)
+    known = overall(standing(PRIOR, 0.5), np.full(3, 0.5))
     found = shrunk(QUALITY, np.array([0.0, 1.0, 0.25]), known)
     np.testing.assert_allclose(found[0], PRIOR)
     np.testing.assert_array_equal(found[1], QUALITY[1])
@@ -147,7 +147,7 @@ def test_quality_moves_from_what_is_known_overall_to_the_prediction() -> None:
 
 
 def test_single_precision_is_taken_as_it_is() -> None:
-    known = overall(PRIOR, np.full(3, 0.5, dtype=np.float32), 0.5)
+    known = overall(standing(PRIOR, 0.5), np.full(3, 0.5, dtype=np.float32))
     found = shrunk(QUALITY.astype(np.float32), np.full(3, 0.5, dtype=np.float32), known)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, 0.5 * QUALITY + 0.5 * PRIOR, rtol=1e-6)
@@ -157,7 +157,7 @@ def test_single_precision_is_taken_as_it_is() -> None:
 def test_a_strange_query_is_ranked_by_overall_accuracy(
     quality: list[float], difficulty: float, mean_difficulty: float
 ) -> None:
-    known = overall(PRIOR, np.array([difficulty]), mean_difficulty)
+    known = overall(standing(PRIOR, mean_difficulty), np.array([difficulty]))
     strange = shrunk(np.array([quality]), np.array([0.0]), known)[0]
     assert 0.0 <= strange.min() <= strange.max() <= 1.0
     assert (np.argsort(strange) == np.argsort(PRIOR)).all()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arllm.runtime.calibration import Calibration, calibrated, overall
+from arllm.runtime.calibration import Calibration, calibrated, overall, standing
 from arllm.runtime.errors import BundleSchemaError, QueryError
 from arllm.runtime.pool import Candidate, Pool
 from arllm.runtime.router import Router
@@ -34,7 +34,7 @@ def known(router: Router, vector: NDArray[np.float32]) -> NDArray[np.float64]:
     mean = router.bundle.manifest.mean_difficulty
     assert router.prior is not None
     assert mean is not None
-    return overall(router.prior, vector[None, len(router.bundle.manifest.domains)], mean)[0]
+    return overall(standing(router.prior, mean), vector[None, len(router.bundle.manifest.domains)])[0]
 
 
 def bare(router: Router, policy: str, vectors: NDArray[np.float32]) -> NDArray[Any]:

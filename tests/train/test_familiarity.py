@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import nano_spec
 from arllm.train.encoder import PAIRS, EncoderSpec, QueryEncoder, pad_batch, pair_slots
-from arllm.train.familiarity import LEAST_SLOPE, MARKS, STEPS, familiarities, fit_familiarity, wordings
+from arllm.train.familiarity import LEAST_SLOPE, MARKS, STEPS, fit_familiarity, wordings
 
 Rows = list[NDArray[np.int64]]
 SPEC = EncoderSpec(
@@ -77,6 +78,12 @@ def test_densities_by_hand() -> None:
     assert density(some, 5, 1) == density(some, 2, 5) == 0  # a pair has an order; queries don't run on
     assert some.pair_density.shape == (PAIRS,)
     assert some.pair_density.dtype == torch.uint8
+
+
+@torch.inference_mode()
+def familiarities(some: QueryEncoder, queries: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = some.familiarity(*pad_batch(queries, some.spec.tokens.pad_id)).numpy()
+    return found
 
 
 def test_wording_by_hand() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +43,8 @@ main(sys.argv[3:])
 TIMEOUT = 300
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """--threads 1 sets it for the whole process; it is put back afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# --threads 1 sets it for the whole process; it is put back afterwards.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(outcomes: Path, out: Path) -> list[str]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from arllm.runtime.errors import RunError
-from arllm.train.rundir import RUN_VERSION, Run, read_run, versions, write_json, write_run
+from arllm.train.rundir import RUN_VERSION, Run, read_run, versions, write_run
+from arllm.train.staging import write_json
 
 FILES = (
     "encoder.safetensors",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -32,12 +31,7 @@ OPTIONS = TrainOptions(teacher_folds=3, head_lr=3e-3, dropout=0.1, seed=1)
 ABILITY = np.array([[0.9, 0.2], [0.3, 0.8], [0.6, 0.6]])  # of 3 candidates in 2 domains
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def encoder_of(views: Floats) -> QueryEncoder:

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,22 @@ def nano() -> Router:
     return Router.load("nano")
 
 
+@pytest.fixture(scope="module")
+def router(tiny_bundle: Path) -> Router:
+    """The small bundle, as the processes under test load it."""
+    return Router.load(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def providers(router: Router) -> Iterator[Any]:
+    """Fake providers of the small bundle's candidates, behind a LiteLLM proxy."""
+    from litellm_world import Providers
+
+    made = Providers(router.pool.names)
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def stub(nano: Router) -> StubRouter:
     return StubRouter(nano.route("a template for the fields that no test looks at"))
@@ -115,7 +132,7 @@ def http_server() -> Iterator[Callable[..., httpx.Client]]:
 
     def start(gateway: Gateway, **settings: Any) -> httpx.Client:
         config = server_module.HttpConfig(port=0, **{"grace_seconds": 5.0, **settings})
-        listener = server_module.listen(config)
+        listener = server_module.listen(config.host, config.port)
         server = server_module.make_server(gateway, config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

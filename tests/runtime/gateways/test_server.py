@@ -338,7 +338,7 @@ def test_companions_live_as_long_as_the_server(gateway: Gateway) -> None:
 
 
 def test_an_address_that_is_taken_is_named() -> None:
-    with listen(HttpConfig(port=0)) as taken:
+    with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"can't listen on 127.0.0.1:{port}: Address already in use"):
-            listen(HttpConfig(port=port))
+            listen("127.0.0.1", port)
