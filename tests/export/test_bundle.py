@@ -18,7 +18,7 @@ import torch
 from arllm.export import conformance, graphs
 from arllm.export.bundle import Content, bundle_folder, export_run
 from arllm.export.card import model_card
-from arllm.runtime.calibration import calibrated, overall, shrunk
+from arllm.runtime.calibration import calibrated, overall, shrunk, standing
 from arllm.runtime.conformance import rerun
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Candidate, Pool
@@ -64,7 +64,7 @@ def by_pytorch(run: Run, ids: torch.Tensor) -> tuple[np.ndarray, float, np.ndarr
     table = run.calibration.table(run.pool.names)
     quality = calibrated(run.calibration, table, bare, vector.numpy(), vectors)
     prior = vectors.astype(np.float64) @ np.array(run.domain_shares)
-    known = overall(prior, vector.numpy()[:, vectors.shape[1]], run.mean_difficulty)
+    known = overall(standing(prior, run.mean_difficulty), vector.numpy()[:, vectors.shape[1]])
     return vector.numpy()[0], float(familiarity[0]), shrunk(quality, familiarity, known)[0]
 
 
