@@ -19,7 +19,7 @@ from arllm.runtime.errors import BundleIntegrityError, BundleNotFoundError, Bund
 from arllm.runtime.pool import Pool, read_pool_json
 from arllm.runtime.tokens import TokenSpec
 
-SCHEMA_VERSION = 2  # 2 adds calibration, domain shares and familiarity; 1 is read as having none
+SCHEMA_VERSION = 3  # 2 added calibration, domain shares and familiarity, 3 the centre of HDP and router.onnx
 MANIFEST = "manifest.json"
 POLICIES = ("nir", "hdp", "hdp-paper")
 # What the runtime feeds each graph and asks of it; a graph may have further outputs.

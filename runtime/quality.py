@@ -56,8 +56,10 @@ class HdpPaper:
 
 @dataclass(frozen=True)
 class Hdp:
-    """HDP in which difficulty matters: ``sigmoid(slope * ability - weight * difficulty + bias)``.
+    """HDP in which difficulty matters: ``sigmoid(slope * (ability - centre) - weight * difficulty + bias)``.
 
+    ``centre`` is the ability of the training pool's mean candidate, ``sum_d p_d * centre_d``: how hard a domain is
+    for everybody is in the difficulty already, and counted twice it would saturate the sigmoid in the wrong places.
     With slope > 0 the ranking by ability stays, so at beta 0 the choice is that of ``hdp-paper``. On easy
     queries the sigmoid saturates, candidates come closer, and for beta between 0 and 1 the cheap ones win.
     The three parameters are fitted by :mod:`arllm.train.hdp`.
@@ -66,21 +68,37 @@ class Hdp:
     slope: float
     weight: float
     bias: float
+    centre: tuple[float, ...] = ()  # (D,) mean accuracy per domain of the training pool; empty = 0 everywhere
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Hdp:
+    def from_json(cls, data: Mapping[str, Any], domains: int) -> Hdp:
+        """Parse what a manifest or a run stores.
+
+        Raises:
+            BundleSchemaError: a number is missing or not finite, or ``centre`` has another width than ``domains``.
+        """
         try:
-            values = [float(data[key]) for key in ("slope", "weight", "bias")]
+            slope, weight, bias = (float(data[key]) for key in ("slope", "weight", "bias"))
+            centre = tuple(float(value) for value in data.get("centre", ()))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BundleSchemaError(f"slope, weight and bias must be numbers ({error!r})") from None
+            raise BundleSchemaError(f"slope, weight, bias and centre must be numbers ({error!r})") from None
+        values = [slope, weight, bias, *centre]
         if not all(math.isfinite(value) for value in values):
-            raise BundleSchemaError(f"slope, weight and bias must be finite, not {values}")
-        return cls(*values)
+            raise BundleSchemaError(f"slope, weight, bias and centre must be finite, not {values}")
+        if len(centre) not in (0, domains):
+            raise BundleSchemaError(f"centre has {len(centre)} numbers, expected {domains}")
+        return cls(slope, weight, bias, centre)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"slope": self.slope, "weight": self.weight, "bias": self.bias, "centre": list(self.centre)}
 
     def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
-        difficulty = query_vectors[:, model_vectors.shape[1], None].astype(np.float64)
-        logit = self.slope * ability(query_vectors, model_vectors) - self.weight * difficulty + self.bias
-        return sigmoid(logit)
+        width = model_vectors.shape[1]
+        difficulty = query_vectors[:, width, None].astype(np.float64)
+        able = ability(query_vectors, model_vectors)
+        if self.centre:
+            able -= query_vectors[:, :width].astype(np.float64) @ np.array(self.centre)[:, None]
+        return sigmoid(self.slope * able - self.weight * difficulty + self.bias)
 
 
 class Nir:

@@ -334,7 +334,7 @@ def _policies(bundle: Bundle, variant: Variant, threads: int) -> dict[str, Quali
             found[name] = Nir(Session(bundle.path, variant.nir, variant.provider, threads))
         elif name == "hdp":
             with _in_manifest(bundle, name):
-                found[name] = Hdp.from_json(parameters)
+                found[name] = Hdp.from_json(parameters, len(bundle.manifest.domains))
         elif name == "hdp-paper":
             found[name] = HdpPaper()
     return found

@@ -20,7 +20,7 @@ MINIMUM_SLOPE = 1e-3  # positive, so that the ranking at beta 0 stays that of th
 def fit_hdp(
     query_vectors: NDArray[np.float32], model_vectors: NDArray[np.float32], correct: NDArray[np.floating[Any]]
 ) -> Hdp:
-    """Maximum likelihood of ``sigmoid(slope * ability - weight * difficulty + bias)``, slope and weight > 0.
+    """Maximum likelihood of ``sigmoid(slope * (ability - centre) - weight * difficulty + bias)``; slope, weight > 0.
 
     A logistic regression with two features and bounds. The query vectors must be those of queries on which the
     encoder was not trained (the validation split): its outputs on its own training queries are over-confident.
@@ -37,7 +37,8 @@ def fit_hdp(
     if not observed.any():
         raise RunError("HDP can't be fitted: the validation split has no outcomes")
     target = correct[observed].astype(np.float64)
-    able = ability(query_vectors, model_vectors)[observed]
+    centre = model_vectors.mean(axis=0, keepdims=True)
+    able = (ability(query_vectors, model_vectors) - ability(query_vectors, centre))[observed]
     hard = np.broadcast_to(query_vectors[:, model_vectors.shape[1], None], correct.shape)[observed].astype(np.float64)
     features = np.stack([able, -hard, np.ones_like(able)], axis=1)  # (n, 3)
 
@@ -50,4 +51,4 @@ def fit_hdp(
     bounds = [(MINIMUM_SLOPE, None), (MINIMUM_SLOPE, None), (None, None)]
     result = minimize(loss, np.array([4.0, 1.0, -1.0]), jac=True, bounds=bounds, method="L-BFGS-B")
     slope, weight, bias = (float(value) for value in result.x)
-    return Hdp(slope, weight, bias)
+    return Hdp(slope, weight, bias, tuple(float(value) for value in centre[0]))

@@ -11,7 +11,7 @@ import gzip
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Run:
         """As a manifest has them, the default first."""
         return {
             "nir": {"shape": self.nir.shape, "calibration": self.calibration.to_json()},
-            "hdp": asdict(self.hdp),
+            "hdp": self.hdp.to_json(),
             "hdp-paper": {},
         }
 
@@ -105,7 +105,7 @@ def write_run(run: Run, folder: Path) -> None:
             "calibration": run.calibration.to_json(),
             "domain_shares": list(run.domain_shares),
             "mean_difficulty": run.mean_difficulty,
-            "hdp": asdict(run.hdp),
+            "hdp": run.hdp.to_json(),
             "source": dict(run.source),
         },
     )
@@ -134,10 +134,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         return Run(
             encoder=encoder.eval(),
             nir=nir.eval(),
-            hdp=Hdp.from_json(data["hdp"]),
+            hdp=Hdp.from_json(data["hdp"], len(spec.domains)),
             calibration=Calibration.from_json(data["calibration"], len(spec.domains)),
-            domain_shares=tuple(float(share) for share in data["domain_shares"]),
-            mean_difficulty=float(data["mean_difficulty"]),
+            domain_shares=_shares(data, len(spec.domains)),
+            mean_difficulty=_share(data["mean_difficulty"], "mean_difficulty"),
             tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
             pool=read_pool_json(folder / "pool.json"),
             options=TrainOptions.from_json(data["options"]),
@@ -149,6 +149,20 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         raise RunError(f"{folder / 'run.json'}: {error}") from None
     except Exception as error:  # tokenizers raises Exception itself, safetensors and gzip have errors of their own
         raise RunError(f"{folder}: the run folder is damaged: {type(error).__name__}: {error}") from None
+
+
+def _shares(data: Mapping[str, Any], domains: int) -> tuple[float, ...]:
+    shares = tuple(_share(value, "domain_shares") for value in data["domain_shares"])
+    if len(shares) != domains:
+        raise RunError(f"domain_shares has {len(shares)} numbers, the encoder {domains} domains")
+    return shares
+
+
+def _share(value: Any, field: str) -> float:
+    share = float(value)
+    if not 0.0 <= share <= 1.0:  # false for NaN as well
+        raise RunError(f"{field} must lie in [0, 1], not {value}")
+    return share
 
 
 def _read_heldout(path: Path) -> HeldOut:

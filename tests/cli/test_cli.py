@@ -159,7 +159,7 @@ def test_inspect_and_doctor(tiny_bundle: Path) -> None:
     for expected in ("cpu-int8", "cpu-fp32", "sim-frontier", "SYNTHETIC", "every file verified"):
         assert expected in shown
     manifest = json.loads(run("inspect", str(tiny_bundle), "--json").stdout)
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     healthy = run("doctor", str(tiny_bundle))
     assert healthy.exit_code == 0
     assert healthy.stdout.count("conforms on") == 2

@@ -84,7 +84,7 @@ def test_these_files_and_their_hashes(tiny_bundle: Path, manifest: dict[str, Any
 
 
 def test_the_manifest(run: Run, tiny_bundle: Path, manifest: dict[str, Any]) -> None:
-    assert (manifest["schema_version"], manifest["name"]) == (2, tiny_bundle.name)
+    assert (manifest["schema_version"], manifest["name"]) == (3, tiny_bundle.name)
     assert manifest["query"] == {
         "domains": list(run.encoder.spec.domains),
         "embedding_width": 8,

@@ -46,6 +46,13 @@ def test_hdp_by_hand() -> None:
     assert got[0] == pytest.approx(want, abs=1e-15)
 
 
+def test_centred_hdp_by_hand() -> None:
+    got = Hdp(slope=4.0, weight=2.0, bias=0.25, centre=(0.5, 1.0)).predict(QUERY, MODELS)
+    # 4 * (ability - (0.75 * 0.5 + 0.25 * 1.0)) - 2 * 0.25 + 0.25
+    want = [1 / (1 + math.exp(-logit)) for logit in (-0.75, 0.25, -1.75)]
+    assert got[0] == pytest.approx(want, abs=1e-15)
+
+
 def test_batches_are_rows() -> None:
     queries = np.concatenate([QUERY, QUERY[:, [1, 0, 2, 3]]])
     for policy in (HdpPaper(), Hdp(4.0, 2.0, -1.0)):
@@ -64,15 +71,24 @@ def test_batches_are_rows() -> None:
         {"slope": math.nan, "weight": 1.0, "bias": 0.0},
         {"slope": 1.0, "weight": math.inf, "bias": 0.0},
         {"slope": 1.0, "weight": 1.0, "bias": 10**400},
+        {"slope": 1.0, "weight": 1.0, "bias": 0.0, "centre": 0.5},
+        {"slope": 1.0, "weight": 1.0, "bias": 0.0, "centre": [0.5, math.nan]},
     ],
 )
 def test_unusable_parameters_are_refused(data: dict[str, Any]) -> None:
-    with pytest.raises(BundleSchemaError, match=r"^slope, weight and bias must be"):
-        Hdp.from_json(data)
+    with pytest.raises(BundleSchemaError, match=r"^slope, weight, bias and centre must be"):
+        Hdp.from_json(data, 2)
+
+
+def test_a_centre_of_another_width_is_refused() -> None:
+    with pytest.raises(BundleSchemaError, match=r"^centre has 1 numbers, expected 2"):
+        Hdp.from_json({"slope": 1.0, "weight": 1.0, "bias": 0.0, "centre": [0.5]}, 2)
 
 
 def test_parameters_are_read() -> None:
-    assert Hdp.from_json({"slope": 4, "weight": 2.0, "bias": -1.5}) == Hdp(4.0, 2.0, -1.5)
+    assert Hdp.from_json({"slope": 4, "weight": 2.0, "bias": -1.5}, 2) == Hdp(4.0, 2.0, -1.5)
+    centred = Hdp(4.0, 2.0, -1.5, (0.25, 0.5))
+    assert Hdp.from_json(centred.to_json(), 2) == centred
 
 
 # The demonstration that issue 3 asks for. All numbers are fractions with a power of two below, small enough for
@@ -100,7 +116,8 @@ def choice(policy: Quality, question: tuple[Any, ...], difficulty: float, beta: 
 
 
 difficulties = st.integers(0, 64).map(lambda n: n / 64)
-parameters = st.builds(Hdp, st.floats(0.5, 8.0), st.floats(0.0, 8.0), st.floats(-4.0, 4.0))
+centres = st.just(()) | st.tuples(*[st.floats(0.0, 1.0)] * 3)
+parameters = st.builds(Hdp, st.floats(0.5, 8.0), st.floats(0.0, 8.0), st.floats(-4.0, 4.0), centres)
 
 
 @given(questions(), difficulties, difficulties)

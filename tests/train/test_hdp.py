@@ -11,7 +11,7 @@ from arllm.runtime.quality import Hdp
 from arllm.train.hdp import MINIMUM_SLOPE, fit_hdp
 
 Floats32 = NDArray[np.float32]
-TRUE = Hdp(slope=6.0, weight=3.0, bias=-1.5)
+TRUE = Hdp(slope=6.0, weight=3.0, bias=1.5)
 
 
 def simulated(n: int = 3000, m: int = 6, d: int = 4, seed: int = 0) -> tuple[Floats32, Floats32, Floats32]:
@@ -20,7 +20,8 @@ def simulated(n: int = 3000, m: int = 6, d: int = 4, seed: int = 0) -> tuple[Flo
     domains, hard = rng.dirichlet(np.full(d, 0.4), n), rng.random((n, 1))
     vectors = np.concatenate([domains, hard, rng.normal(size=(n, 3))], axis=1).astype(np.float32)
     models = rng.random((m, d)).astype(np.float32)
-    logit = 6.0 * (domains @ models.T.astype(np.float64)) - 3.0 * hard - 1.5
+    relative = models.astype(np.float64) - models.mean(axis=0)
+    logit = 6.0 * (domains @ relative.T) - 3.0 * hard + 1.5
     return vectors, models, (1.0 / (1.0 + np.exp(-logit))).astype(np.float32)
 
 
@@ -31,6 +32,11 @@ def parameters(hdp: Hdp) -> NDArray[np.float64]:
 def test_soft_outcomes_give_the_parameters_back() -> None:
     vectors, models, truth = simulated()
     np.testing.assert_allclose(parameters(fit_hdp(vectors, models, truth)), parameters(TRUE), atol=0.01)
+
+
+def test_the_centre_is_the_mean_candidate_of_the_training_pool() -> None:
+    vectors, models, truth = simulated()
+    assert fit_hdp(vectors, models, truth).centre == pytest.approx(models.mean(axis=0).tolist())
 
 
 def test_coin_flips_give_them_back_roughly() -> None:
