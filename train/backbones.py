@@ -27,11 +27,12 @@ EMBEDDINGGEMMA_PROMPT = "task: classification | query: "  # its model card's pro
 
 @dataclass(frozen=True)
 class GemmaSpec:
-    """The shape of a bidirectional Gemma3 text encoder: all that a graph or a network needs beside weights.
+    """The shape of a Gemma3 text encoder: all that a graph or a network needs beside weights.
 
-    ``window`` is the *effective* bidirectional window: a sliding layer lets token i see token j where
-    ``abs(i - j) < window``. transformers stores twice as much and halves it whenever a configuration is
-    constructed (4.57), so a save and load shrinks it again; this number never passes through that.
+    ``window`` is the *effective* window: a sliding layer lets token i see token j where ``abs(i - j) < window``, and
+    of these only the earlier ones (and itself) if it is causal. Of a bidirectional model transformers stores twice
+    as much and halves it whenever a configuration is constructed (4.57), so a save and load shrinks it again; this
+    number never passes through that.
     """
 
     vocab_size: int
@@ -49,6 +50,7 @@ class GemmaSpec:
     query_pre_attn_scalar: int = 64
     rms_norm_eps: float = 1e-6
     max_positions: int = 2048
+    causal: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +99,7 @@ def nano_spec(vocab_size: int, *, layers: int = 0, width: int = 256) -> GemmaSpe
 
 
 def build_model(spec: GemmaSpec) -> nn.Module:
-    """A Gemma3TextModel of this shape, float32, randomly initialised, bidirectional, in evaluation mode."""
+    """A Gemma3TextModel of this shape, float32, randomly initialised, in evaluation mode."""
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
     scaled = {"rope_type": "linear", "factor": spec.rope_factor} if spec.rope_factor != 1.0 else None
@@ -113,7 +115,7 @@ def build_model(spec: GemmaSpec) -> nn.Module:
         query_pre_attn_scalar=spec.query_pre_attn_scalar,
         rms_norm_eps=spec.rms_norm_eps,
         max_position_embeddings=spec.max_positions,
-        use_bidirectional_attention=True,
+        use_bidirectional_attention=not spec.causal,
         pad_token_id=0,
         **_rope_arguments(Gemma3TextConfig, spec, scaled),
     )
@@ -294,8 +296,11 @@ def _raw_window(name: str, config: Any) -> int:
 def spec_of(config: Any, raw_window: int) -> GemmaSpec:
     """The shape of a transformers Gemma3TextConfig. ``raw_window`` is the causal or unhalved window.
 
-    A bidirectional layer sees half of it to each side: ``raw_window // 2 + 1``, as transformers has it.
+    A backbone keeps the attention that it was pretrained with: frozen, or taught by a few thousand outcomes, it has
+    learned no other. A bidirectional layer sees half of the window to each side: ``raw_window // 2 + 1``, as
+    transformers has it.
     """
+    causal = not getattr(config, "use_bidirectional_attention", False)
     parameters = getattr(config, "rope_parameters", None)
     if parameters and FULL in parameters:  # transformers 5
         full, local = parameters[FULL], parameters[SLIDING]
@@ -315,7 +320,7 @@ def spec_of(config: Any, raw_window: int) -> GemmaSpec:
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
-        window=raw_window // 2 + 1,
+        window=raw_window if causal else raw_window // 2 + 1,
         layer_types=tuple(config.layer_types),
         rope_theta=float(theta),
         rope_local_theta=float(local_theta),
@@ -323,4 +328,5 @@ def spec_of(config: Any, raw_window: int) -> GemmaSpec:
         query_pre_attn_scalar=int(config.query_pre_attn_scalar),
         rms_norm_eps=float(config.rms_norm_eps),
         max_positions=int(config.max_position_embeddings),
+        causal=causal,
     )

@@ -9,12 +9,14 @@ from typing import Any
 
 from arllm.runtime.errors import RunError
 
+NANO = "nano"  # the backbone that is made here, from scratch
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What ``arllm train`` can be told. The defaults are those of ``nano``; :meth:`for_backbone` adapts them."""
 
-    backbone: str = "nano"
+    backbone: str = NANO
     # The first N layers of the backbone; None = all of a pretrained one, none of nano's: from scratch they cost
     # latency and brought nothing (tests/benchmarks/QUALITY.md).
     layers: int | None = None
@@ -100,6 +102,6 @@ class TrainOptions:
     @classmethod
     def for_backbone(cls, backbone: str) -> TrainOptions:
         """The defaults for a backbone: pretrained layers are worth an epoch of fine-tuning."""
-        if backbone == "nano":
+        if backbone == NANO:
             return cls()
         return cls(backbone=backbone, token_dropout=0.0, epochs=1)

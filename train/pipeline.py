@@ -31,7 +31,7 @@ from arllm.train.heads import fit_heads, standardize
 from arllm.train.lexical import idf_weights, init_token_table, token_counts
 from arllm.train.metrics import brier, candidate_auc, mean_per_subset
 from arllm.train.nir import build_nir
-from arllm.train.options import TrainOptions
+from arllm.train.options import NANO, TrainOptions
 from arllm.train.outcomes import Outcomes, assign_splits, carve_validation
 from arllm.train.pools import match_pool
 from arllm.train.staging import staged_folder
@@ -179,7 +179,7 @@ def _backbone(
     """The backbone; a resumed nano keeps the tokenizer that its interrupted run trained."""
     path = partial / "tokenizer.json"
     progress(f"backbone {options.backbone}")
-    if options.backbone == "nano":
+    if options.backbone == NANO:
         kept = Tokenizer.from_file(str(path)) if resume and path.is_file() else None
         backbone = backbones.nano(texts, vocab_size=options.vocab_size, layers=options.layers, tokenizer=kept)
         backbone.tokenizer.save(str(path))

@@ -25,7 +25,7 @@ from arllm.train.encoder import QueryEncoder
 from arllm.train.fit import Examples, RouterNet
 from arllm.train.heads import fit_heads
 from arllm.train.nir import build_nir
-from arllm.train.options import TrainOptions
+from arllm.train.options import NANO, TrainOptions
 
 Floats = NDArray[np.float32]
 
@@ -57,6 +57,7 @@ def teach(
     if len(np.unique(folds)) < options.teacher_folds:  # a handful of queries, and a fold without any
         folds = rng.permutation(len(views)) % options.teacher_folds
     taught = np.empty_like(train.correct)
+    features = _kernel_features(encoder, views, options)
     for fold in range(options.teacher_folds):
         progress(f"teachers: fold {fold + 1}/{options.teacher_folds}")
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
@@ -64,10 +65,18 @@ def teach(
         blank = np.isnan(known.correct).all(axis=0)  # all of a candidate's few outcomes are in this fold
         known.correct[:, blank] = np.nanmean(train.correct[:, blank], axis=0)
         nir, means = _network(encoder, views[inside], known, views[outside], options)
-        lexical = views[:, views.shape[1] // 2 :]
-        kernel = kernel_regression(lexical[inside], known.correct, lexical[outside], options.seed)
+        kernel = kernel_regression(features[inside], known.correct, features[outside], options.seed)
         taught[outside] = (nir + means + kernel) / 3.0
     return taught
+
+
+def _kernel_features(encoder: QueryEncoder, views: Floats, options: TrainOptions) -> Floats:
+    """(N, width): what pretrained layers make of a query where there are such, else its tokens."""
+    width = views.shape[1] // 2
+    if options.backbone == NANO or not encoder.spec.backbone.num_layers:
+        return views[:, width:]
+    standard: Floats = ((views - encoder.center.numpy()) / encoder.scale.numpy())[:, :width]
+    return standard
 
 
 def kernel_regression(features: Floats, correct: Floats, others: Floats, seed: int) -> NDArray[np.float64]:

@@ -146,11 +146,12 @@ def causal(tmp_path: Path) -> tuple[Path, Any]:
     return tmp_path / "causal", model
 
 
-def test_a_causal_folder_becomes_a_bidirectional_encoder(causal: tuple[Path, Any]) -> None:
+def test_a_causal_folder_stays_causal(causal: tuple[Path, Any]) -> None:
     folder, original = causal
     backbone = backbones.load_backbone(str(folder), layers=2)
     assert (backbone.spec.num_layers, backbone.spec.layer_types) == (2, (SLIDING, FULL))
-    assert backbone.spec.window == config_of(backbone.model).sliding_window == 5  # half of 8 to each side
+    assert backbone.spec.causal
+    assert backbone.spec.window == config_of(backbone.model).sliding_window == 8
     expected = {k: v for k, v in original.state_dict().items() if not k.startswith("layers.2.")}
     state = backbone.model.state_dict()
     assert state.keys() == expected.keys()
@@ -160,7 +161,12 @@ def test_a_causal_folder_becomes_a_bidirectional_encoder(causal: tuple[Path, Any
     assert backbone.tokenizer.encode("the cat").ids == tokenizer().encode("the cat").ids
     last_changed = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
     states = hidden(backbone.model, last_changed)
-    assert not torch.equal(states[0, 0], states[1, 0])  # the first token sees the last
+    assert torch.equal(states[0, :3], states[1, :3])  # no token sees a later one
+    long = torch.arange(12)[None] + 5
+    with torch.inference_mode():
+        whole = original(input_ids=long, output_hidden_states=True).hidden_states[2]
+        normed = original.norm(whole)
+    torch.testing.assert_close(hidden(backbone.model, long), normed)  # the window of 8 included
 
 
 def test_all_layers_are_kept_unless_asked(causal: tuple[Path, Any]) -> None:
@@ -178,6 +184,7 @@ def test_a_bidirectional_folder_is_read_as_transformers_reads_it(tmp_path: Path)
     assert json.loads((folder / "config.json").read_text())["sliding_window"] == 512
     backbone = backbones.from_folder_or_hub(str(folder))
     assert backbone.spec.window == config_of(backbone.model).sliding_window == 257
+    assert not backbone.spec.causal
     assert backbone.prompt == "task: classification | query: "
 
 
@@ -188,7 +195,7 @@ def test_a_hub_config_has_been_halved_once() -> None:
         config = transformers.Gemma3TextConfig(sliding_window=published, use_bidirectional_attention=not causal_one)
         raw = backbones._raw_window("google/embeddinggemma-300m", config)
         assert raw == 512
-        assert spec_of(config, raw).window == 257
+        assert spec_of(config, raw).window == (512 if causal_one else 257)
 
 
 @pytest.mark.parametrize("layers", [-1, 4])
