@@ -251,15 +251,7 @@ def inspect(bundle: str, as_json: bool) -> None:
     for name, value in facts:
         click.echo(f"{name:<13} {value}")
     click.echo()
-    click.echo(
-        tables.table(
-            ("variant", "provider", "runs on", "quality diff", "regret", "agreement"),
-            [
-                (v.name, v.provider, v.instruction_set, *(tables.small(v.parity.get(k)) for k in _PARITY_KEYS))
-                for v in manifest.variants.values()
-            ],
-        )
-    )
+    click.echo(tables.variants(manifest))
     click.echo()
     click.echo(tables.table(("candidate", "cost"), [(c.name, f"{c.cost:g}") for c in opened.pool.candidates]))
 
@@ -298,8 +290,6 @@ main.add_command(commands.data)
 main.add_command(gateway_commands.serve)
 main.add_command(preference_commands.calibrate)
 main.add_command(pool_commands.pool)
-
-_PARITY_KEYS = ("quality_max_difference", "mean_regret", "agreement")
 
 
 def _requests(texts: tuple[str, ...], jsonl: bool) -> Iterator[requests.Request]:

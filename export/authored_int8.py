@@ -28,10 +28,9 @@ from torch import nn
 from arllm.export import graphs
 from arllm.export.authored import MICROSOFT, Builder, FloatProducts, author, author_views
 from arllm.export.gemma import Layer, Network, Weights, read_network
-from arllm.export.quantize import MAX_WEIGHT
+from arllm.export.targets import MAX_WEIGHT
 from arllm.train.encoder import QueryEncoder
 
-EXACT_WEIGHT = 127  # where integer products are summed in 32 bits at once: AVX-512 VNNI, AVX-VNNI, arm64
 TOP = 127  # largest magnitude of an activation's integer
 ZERO = 128  # activations are unsigned: this stands for 0
 SMALLEST = 1e-9  # below it a row counts as zeros
@@ -64,17 +63,16 @@ def export_authored_int8(
 ) -> Path:
     """Write the int8 counterpart of :func:`arllm.export.authored.export_authored` into ``folder``.
 
-    ``queries`` are tokenized training queries, (L,) int64 each, a hundred or more. ``max_weight`` bounds the weights'
-    integers: ``MAX_WEIGHT`` is right on every processor, ``EXACT_WEIGHT`` twice as fine but only where products of
-    8-bit integers are summed in 32 bits at once.
+    ``queries`` are tokenized real queries, (L,) int64 each, a hundred or more; an encoder without layers has no
+    products and needs none. ``max_weight`` bounds the weights' integers: see :mod:`arllm.export.targets`.
 
     Raises:
         ValueError: the backbone can't be authored, or there are no queries.
     """
-    if not len(queries):
-        raise ValueError("the int8 encoder is calibrated on queries; none were given")
     network = read_network(encoder.backbone, positions or encoder.spec.tokens.max_tokens)
-    rows = sample_rows(network, queries)
+    if network.layers and not len(queries):
+        raise ValueError("the int8 encoder is calibrated on queries; none were given")
+    rows = sample_rows(network, queries) if network.layers else {}
     network = smooth(network, rows, max_weight)
     weights = {key: round_weight(_weight(network, key), sample, max_weight) for key, sample in rows.items()}
     return graphs.write(

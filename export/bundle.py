@@ -16,8 +16,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arllm.export import conformance, graphs, parity, quantize
+from arllm.export import conformance, graphs, latency, parity
 from arllm.export.card import model_card
+from arllm.export.targets import target_of
+from arllm.export.variants import VARIANTS, Material, Written
 from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, list_files
 from arllm.runtime.conformance import rows as text_rows
 from arllm.runtime.conformance import vector_rows
@@ -29,7 +31,7 @@ from arllm.train.rundir import Run, versions
 from arllm.train.staging import staged_folder, write_json, write_jsonl
 
 Progress = Callable[[str], None]
-VARIANTS = {"cpu-int8": "int8", "cpu-fp32": "fp32"}  # in order of preference for "auto"
+CALIBRATION = 256  # held-out queries, at most, on which integers are calibrated
 PRODUCERS = ("arllm", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
 ONNX_DTYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.BOOL: "bool"}
 
@@ -57,6 +59,7 @@ def export_run(
     *,
     name: str | None = None,
     variants: Sequence[str] = tuple(VARIANTS),
+    target: str = "auto",
     verify_queries: int = 2000,
     note: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
@@ -65,11 +68,12 @@ def export_run(
     """Export a run as a bundle folder ``out`` and return its parity report.
 
     Every variant is verified against PyTorch on up to ``verify_queries`` held-out queries and on texts of many
-    lengths before the bundle appears under its name; on any failure nothing is left behind.
+    lengths before the bundle appears under its name; on any failure nothing is left behind. ``target`` names the
+    processor that integers are made for: see :mod:`arllm.export.targets`.
 
     Raises:
         ParityError: a variant is past its bound.
-        ExportError: ``out`` exists, or the variant is unknown.
+        ExportError: ``out`` exists, a variant or the target is unknown, or its integers can't be verified here.
     """
     out = Path(out)
     unknown = [v for v in variants if v not in VARIANTS]
@@ -79,12 +83,7 @@ def export_run(
     backbone = dict(encoder.spec.source)
     content = Content(
         name=name or out.name,
-        source={
-            **run.source,
-            **({"note": note} if note else {}),
-            "backbone": backbone,
-            "graph": "traced by torch.onnx.export",
-        },
+        source={**run.source, **({"note": note} if note else {}), "backbone": backbone},
         domains=encoder.spec.domains,
         embedding_width=encoder.spec.embedding_width,
         tokens=encoder.spec.tokens,
@@ -95,61 +94,80 @@ def export_run(
         metrics=run.metrics,
         evaluation=evaluation,
     )
+    verification, calibration = split_heldout(run, verify_queries)
+    tokenizer = run.text_tokenizer()
+    queries = [tokenizer.encode(run.heldout.queries[i])[0] for i in calibration]
+    material = Material(encoder, queries, target_of(target))
     with bundle_folder(out) as staging:
-        reference = _reference(run, verify_queries, progress)
+        reference = _reference(run, verification, progress)
         run.tokenizer.save(str(staging / "tokenizer.json"))
-        fp32 = staging / "cpu-fp32"
-        fp32.mkdir()
-        progress("tracing the encoder and NIR")
-        graphs.export_encoder(encoder, fp32)
-        graphs.export_nir(run.nir, fp32)
-        if "cpu-int8" in variants:
-            progress("quantizing to int8")
-            int8 = staging / "cpu-int8"
-            int8.mkdir()
-            quantize.quantize_encoder(fp32 / "encoder.onnx", int8)
-            shutil.copyfile(fp32 / "nir.onnx", int8 / "nir.onnx")
-        if "cpu-fp32" not in variants:
-            shutil.rmtree(fp32)
-        ordered = [v for v in VARIANTS if v in variants]
-        return finish(content, staging, ordered, reference, conformance.TEXTS, progress)
+        progress("tracing NIR")
+        nir = graphs.export_nir(run.nir, staging)
+        written = {}
+        for variant in (v for v in VARIANTS if v in variants):
+            progress(f"writing the encoder of {variant}")
+            (staging / variant).mkdir()
+            written[variant] = VARIANTS[variant].write(material, staging / variant)
+            shutil.copyfile(nir, staging / variant / nir.name)
+        nir.unlink()
+        return finish(content, staging, written, reference, conformance.TEXTS, progress)
 
 
 def finish(
     content: Content,
     staging: Path,
-    variants: Sequence[str],
+    written: Mapping[str, Written],
     reference: parity.Reference,
     probes: Sequence[Any],
     progress: Progress,
 ) -> dict[str, Any]:
     """The last steps of every bundle, whose graphs stand in ``staging``: manifest, verification, conformance, card.
 
-    ``probes`` are texts, or query vectors where the bundle has no encoder.
+    ``written`` says how the graphs of each variant came to be, in order of preference for "auto". ``probes`` are
+    texts, or query vectors where the bundle has no encoder.
     """
     write_json(staging / "pool.json", content.pool.to_json())
-    _write_manifest(content, staging, variants, {})
+    _write_manifest(content, staging, written, {})
     routers, reports = {}, {}
-    for variant in variants:
+    for variant in written:
         progress(f"verifying {variant} against PyTorch on {len(reference.query_vectors)} queries")
         routers[variant] = Router.load(staging, variant=variant, verify=False)
-        reports[variant] = parity.measure(routers[variant], reference)
-        parity.check(reports[variant], variant, VARIANTS[variant])
+        reports[variant] = {
+            "graph": written[variant].graph,
+            "bytes": _size(staging / variant),
+            **parity.measure(routers[variant], reference),
+        }
+        parity.check(reports[variant], variant, VARIANTS[variant].precision)
+    if content.tokens is not None:
+        progress("timing the encoders")
+        sessions = {variant: parity.encoder_session(router) for variant, router in routers.items()}
+        for variant, figures in latency.measure(sessions, reference.ids, content.tokens.max_tokens).items():
+            reports[variant]["latency"] = figures
     rows = text_rows if content.tokens is not None else vector_rows
     write_jsonl(staging / "conformance.jsonl", rows(routers, probes))
     write_json(staging / "parity.json", {"betas": list(parity.BETAS), "variants": reports})
     default = next(iter(content.policies))
     summaries = {variant: parity.summary(report, default) for variant, report in reports.items()}
-    sizes = {variant: _size(staging / variant) for variant in variants}
-    (staging / "README.md").write_text(model_card(content, summaries, sizes), encoding="utf-8")
-    _write_manifest(content, staging, variants, summaries)
+    (staging / "README.md").write_text(model_card(content, written, summaries), encoding="utf-8")
+    _write_manifest(content, staging, written, summaries)
     return reports
 
 
-def _reference(run: Run, verify_queries: int, progress: Progress) -> parity.Reference:
+def split_heldout(run: Run, verify_queries: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the held-out queries to verify on, and of those to calibrate integers on: a quarter, or none.
+
+    A run keeps no training query. What verifies must not have calibrated: the two share no query, unless there is
+    but one.
+    """
+    order = np.random.default_rng(0).permutation(len(run.heldout.queries))
+    layers = run.encoder.spec.backbone.num_layers
+    count = max(1, min(CALIBRATION, len(order) // 4)) if layers else 0
+    return order[: max(1, min(verify_queries, len(order) - count))], order[len(order) - count :]
+
+
+def _reference(run: Run, picked: NDArray[np.int64], progress: Progress) -> parity.Reference:
     """PyTorch's answers on held-out queries, and on cuts and joins of them that cover every length."""
     tokenizer = run.text_tokenizer()
-    picked = np.random.default_rng(0).permutation(len(run.heldout.queries))[:verify_queries]
     texts = [run.heldout.queries[i] for i in picked]
     joined = "\n\n".join(texts[:200])
     lengths = [text for k in range(13) for text in (joined[: 2**k], joined[-(2**k) - 7 :])]
@@ -162,7 +180,7 @@ def _reference(run: Run, verify_queries: int, progress: Progress) -> parity.Refe
 
 
 def _write_manifest(
-    content: Content, staging: Path, variants: Sequence[str], summaries: Mapping[str, Mapping[str, Any]]
+    content: Content, staging: Path, written: Mapping[str, Written], summaries: Mapping[str, Mapping[str, Any]]
 ) -> None:
     costs: NDArray[np.float64] = content.pool.costs
     write_json(
@@ -186,9 +204,11 @@ def _write_manifest(
             "variants": [
                 {
                     "name": variant,
-                    "provider": "CPUExecutionProvider",
-                    "precision": VARIANTS[variant],
-                    "instruction_set": "any",
+                    "provider": VARIANTS[variant].provider,
+                    "precision": VARIANTS[variant].precision,
+                    "instruction_set": how.instruction_set,
+                    "graph": how.graph,
+                    "graph_reason": how.reason,
                     "graphs": {
                         kind: _graph(staging, f"{variant}/{kind}.onnx")
                         for kind in ("encoder", "nir")
@@ -196,7 +216,7 @@ def _write_manifest(
                     },
                     "parity": summaries.get(variant, {}),
                 }
-                for variant in variants
+                for variant, how in written.items()
             ],
             "files": list_files(staging),
         },

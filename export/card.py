@@ -12,9 +12,10 @@ from arllm.runtime.errors import ExportError
 
 if TYPE_CHECKING:
     from arllm.export.bundle import Content
+    from arllm.export.variants import Written
 
 
-def model_card(content: Content, summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> str:
+def model_card(content: Content, written: Mapping[str, Written], summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown. A figure that was not measured is left out, never guessed."""
     source = content.source
     backbone = source.get("backbone", {})
@@ -55,7 +56,7 @@ def model_card(content: Content, summaries: Mapping[str, Mapping[str, Any]], siz
         lines.append(f"- Queries by split: {counts}; trained on {source['training_queries']}, seed {source['seed']}.")
     if source.get("note"):
         lines.append(f"- {source['note']}")
-    lines += ["", *_metrics(content.metrics), *_evaluation(content.evaluation), *_variants(summaries, sizes)]
+    lines += ["", *_metrics(content.metrics), *_evaluation(content.evaluation), *_variants(written, summaries)]
     lines += [
         "## Limits",
         "",
@@ -104,7 +105,7 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     lines += [
         f"| **mean** | **{_figure(metrics['auc_mean'])}** | **{_figure(metrics['auc_mean_per_subset_mean'])}** |",
         "",
-        f"Brier {metrics['brier']:.4f}; domain accuracy {_figure(metrics['domain_accuracy'])}.",
+        f"Brier {_figure(metrics['brier'], 4)}; domain accuracy {_figure(metrics['domain_accuracy'])}.",
         "",
     ]
     return lines
@@ -124,8 +125,9 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> list[str]:
     for split, result in evaluation["results"].items():
         best = result["best_single"]
         lines += [
-            f"**{split}**, {result['queries']} queries; best single model `{best['name']}`: {best['accuracy']:.4f}; "
-            f"AIQ of the zero router {result['zero']['aiq']:.4f}, of the oracle {result['oracle']['aiq']:.4f}.",
+            f"**{split}**, {result['queries']} queries; best single model `{best['name']}`: "
+            f"{_figure(best['accuracy'], 4)}; AIQ of the zero router {_figure(result['zero']['aiq'], 4)}, "
+            f"of the oracle {_figure(result['oracle']['aiq'], 4)}.",
             "",
             "| router | gap closed | 95% interval | AUC | cost to match | accuracy at beta 0 | ECE, debiased |",
             "|---|---|---|---|---|---|---|",
@@ -146,24 +148,35 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}%"
 
 
-def _variants(summaries: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> list[str]:
+def _variants(written: Mapping[str, Written], summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         "## Variants",
         "",
         "Measured against PyTorch. Agreement: share of equal choices over beta 0 … 1; regret: mean utility lost.",
         "",
-        "| variant | MB | quality difference | regret | agreement | distinct choices | centred cosine, mean / min |",
-        "|---|---|---|---|---|---|---|",
+        "| variant | graph | runs on | MB | quality difference | regret | agreement | distinct choices | "
+        "centred cosine, mean / min | ms by tokens |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in summaries.items():
         cosine = figures.get("pooled_centred_cosine")
         cosines = f"{cosine['mean']:.4f} / {cosine['min']:.4f}" if cosine else "–"
+        times = figures.get("latency", {}).get("ms", {})
         lines.append(
-            f"| {name} | {sizes[name] / 1e6:.1f} | {figures['quality_max_difference']:.1e} | "
-            f"{figures['mean_regret']:.1e} | {figures['agreement']:.4f} | {figures['distinct_choices']} | {cosines} |"
+            f"| {name} | {written[name].graph} | {written[name].instruction_set} | {figures['bytes'] / 1e6:.1f} | "
+            f"{figures['quality_max_difference']:.1e} | {figures['mean_regret']:.1e} | {figures['agreement']:.4f} | "
+            f"{figures['distinct_choices']} | {cosines} | "
+            f"{', '.join(f'{tokens}: {ms:g}' for tokens, ms in times.items()) or '–'} |"
+        )
+    lines += ["", *(f"- {name}: {how.graph}, {how.reason}." for name, how in written.items())]
+    timed = next((figures["latency"] for figures in summaries.values() if "latency" in figures), None)
+    if timed is not None:
+        lines.append(
+            f"- Milliseconds: median of the encoder alone on one query, on {timed['machine']}, {timed['threads']} "
+            "thread, the variants interleaved; on a busy machine only their ratios count."
         )
     return [*lines, ""]
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -16,7 +16,8 @@ from arllm.train.commands import progress
 @click.option("--out", required=True, type=click.Path(), help="The bundle folder to make.")
 @click.option("--name", help="The bundle's name.  [default: that of the folder]")
 @click.option("--variant", "variants", multiple=True, help="cpu-int8 or cpu-fp32; repeatable.  [default: both]")
-@click.option("--verify-queries", default=2000, show_default=True, help="Held-out queries to verify on.")
+@click.option("--target", help="Make integers for avx512_vnni, avx2 or arm64.  [default: auto, right on every one]")
+@click.option("--verify-queries", type=click.IntRange(min=1), help="Held-out queries to verify on.  [default: 2000]")
 @click.option("--note", help="A remark for the model card: where the outcomes come from, their license.")
 @click.option(
     "--evaluation", type=click.Path(exists=True), help="What `arllm eval --json` printed, for the card's tables."
@@ -30,7 +31,8 @@ def export(
     out: str,
     name: str | None,
     variants: tuple[str, ...],
-    verify_queries: int,
+    target: str | None,
+    verify_queries: int | None,
     note: str | None,
     evaluation: str | None,
     nir_checkpoint: str | None,
@@ -44,6 +46,7 @@ def export(
     Examples:
       arllm export runs/first --out bundles/first
       arllm export runs/first --out bundles/small --variant cpu-int8
+      arllm export runs/first --out bundles/vnni --target avx512_vnni
       arllm export --nir-checkpoint nir.pth --domains bbh,math,gpqa --pool models_info.json --out bundles/published
     """
     if (run is None) == (nir_checkpoint is None):
@@ -52,17 +55,34 @@ def export(
         raise click.UsageError("--nir-checkpoint needs --domains and --pool")
     if run is not None and (domains or pool):
         raise click.UsageError("--domains and --pool go with --nir-checkpoint; a run brings its own")
+    of_a_run = {
+        "--variant": variants,
+        "--target": target,
+        "--verify-queries": verify_queries,
+        "--evaluation": evaluation,
+    }
+    given = [option for option, value in of_a_run.items() if value]
+    if nir_checkpoint is not None and given:
+        raise click.UsageError(f"{', '.join(given)} goes with RUN; a NIR checkpoint has one variant and no queries")
     with needs_extra("export", "arllm export"):
-        from arllm.export.bundle import VARIANTS, export_run
+        from arllm.export.bundle import export_run
         from arllm.export.card import read_evaluation
         from arllm.export.published import export_checkpoint
+        from arllm.export.variants import VARIANTS
         from arllm.train.pools import models_info_domains, read_pool
         from arllm.train.rundir import read_run
     if nir_checkpoint is not None and domains and pool:
         named = tuple(name.strip() for name in domains.split(","))
         vectors_of = models_info_domains(pool)
         report = export_checkpoint(
-            nir_checkpoint, named, read_pool(pool), out, vector_domains=vectors_of, progress=progress
+            nir_checkpoint,
+            named,
+            read_pool(pool),
+            out,
+            name=name,
+            note=note,
+            vector_domains=vectors_of,
+            progress=progress,
         )
     else:
         report = export_run(
@@ -70,7 +90,8 @@ def export(
             out,
             name=name,
             variants=variants or tuple(VARIANTS),
-            verify_queries=verify_queries,
+            target=target or "auto",
+            verify_queries=verify_queries or 2000,
             note=note,
             evaluation=None if evaluation is None else read_evaluation(evaluation),
             progress=progress,

@@ -75,7 +75,7 @@ def measure(router: Router, reference: Reference) -> dict[str, Any]:
     report: dict[str, Any] = {"queries": len(reference.query_vectors), "betas": list(BETAS)}
     vectors, familiarity = reference.query_vectors, reference.familiarity
     if reference.encoder is not None and reference.pooled is not None and reference.familiarity is not None:
-        session = _encoder_session(router)
+        session = encoder_session(router)
         vectors, familiarity, pooled = _run_singly(session, reference.ids)
         report["familiarity_max_difference"] = _largest(familiarity, reference.familiarity)
         report["query_vector_max_difference"] = _largest(vectors, reference.query_vectors)
@@ -132,7 +132,7 @@ def check(report: dict[str, Any], variant: str, precision: str) -> None:
 def summary(report: dict[str, Any], default_policy: str) -> dict[str, Any]:
     """The few figures that stand in the manifest beside each variant."""
     figures = report["policies"][default_policy]
-    wanted = ("queries", "query_vector_max_difference", "pooled_centred_cosine")
+    wanted = ("bytes", "queries", "query_vector_max_difference", "pooled_centred_cosine", "latency")
     short = {key: report[key] for key in wanted if key in report}
     keys = ("quality_max_difference", "mean_regret", "agreement", "distinct_choices", "accuracy_loss")
     return {**short, "policy": default_policy, **{key: figures[key] for key in keys}}
@@ -185,7 +185,12 @@ def _near_ties(vectors: NDArray[np.float32], costs: Floats) -> tuple[NDArray[np.
     return twins, np.repeat(np.asarray(costs, dtype=np.float64), 2)
 
 
-def _encoder_session(router: Router) -> Session:
+def encoder_session(router: Router) -> Session:
+    """A session of the variant's encoder graph alone, with one thread.
+
+    Raises:
+        ParityError: the variant has none.
+    """
     variant = router.bundle.manifest.variants[router.variant]
     if variant.encoder is None:
         raise ParityError(f"variant {variant.name} has no encoder to measure")

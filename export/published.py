@@ -17,6 +17,7 @@ import numpy as np
 
 from arllm.export import graphs, parity
 from arllm.export.bundle import Content, bundle_folder, finish
+from arllm.export.variants import Written
 from arllm.runtime.bundle import sha256_of
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Pool
@@ -31,12 +32,16 @@ def export_checkpoint(
     pool: Pool,
     out: str | os.PathLike[str],
     *,
+    name: str | None = None,
+    note: str | None = None,
     vector_domains: Sequence[str] | None = None,
     progress: Progress = lambda message: print(message, file=sys.stderr),
 ) -> dict[str, Any]:
     """Export a published NIR checkpoint with a pool whose model vectors follow ``domains``.
 
     Args:
+        name: the bundle's; None = that of the folder.
+        note: a remark for the model card.
         vector_domains: what the pool file itself calls its vectors' entries, where it does.
 
     Raises:
@@ -72,8 +77,11 @@ def export_checkpoint(
     query_vectors = np.concatenate([probabilities, difficulty], axis=1).astype(np.float32)
     reference = parity.Reference(None, net, None, query_vectors, None, None, (), None)
     content = Content(
-        name=out.name,
-        source={"checkpoint": {"path": str(checkpoint), "sha256": sha256_of(checkpoint)}},
+        name=name or out.name,
+        source={
+            "checkpoint": {"path": str(checkpoint), "sha256": sha256_of(checkpoint)},
+            **({"note": note} if note else {}),
+        },
         domains=tuple(domains),
         embedding_width=0,
         domain_shares=None,
@@ -87,4 +95,5 @@ def export_checkpoint(
         folder = staging / "cpu-fp32"
         folder.mkdir()
         graphs.export_nir(net, folder)
-        return finish(content, staging, ["cpu-fp32"], reference, query_vectors[::40].tolist(), progress)
+        written = {"cpu-fp32": Written("traced", "NIR alone, without an encoder")}
+        return finish(content, staging, written, reference, query_vectors[::40].tolist(), progress)

@@ -1,8 +1,6 @@
-"""fp32 graph → int8 graph: dynamic int8 products by optimum's presets, and a per-row int8 token table.
+"""Traced fp32 graph → int8 graph: dynamic int8 products by optimum's presets, and a per-row int8 token table.
 
-Weights keep 7 bits (``reduce_range``): two products of an unsigned 8-bit activation and a 7-bit weight fit into
-the 16 bits that x86 without VNNI sums them in (255 * 64 * 2 < 2**15), so that the integers are the same on every
-processor.
+The way of backbones that can't be authored; the others' int8 is :mod:`arllm.export.authored_int8`.
 """
 
 from __future__ import annotations
@@ -16,30 +14,29 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from arllm.export.graphs import save
+from arllm.export.targets import TARGETS, Target
 
-MAX_WEIGHT = 64  # |weight| <= this can't saturate 16 bits: 2 * 255 * 64 = 32,640
 
-
-def quantize_encoder(source: Path, folder: Path) -> Path:
+def quantize_encoder(source: Path, folder: Path, target: Target = TARGETS["auto"]) -> Path:
     """Write the int8 counterpart of an encoder graph into ``folder``."""
     products = _layer_products(onnx.load(str(source), load_external_data=False).graph)
-    model = _quantize_products(source, products) if products else onnx.load(str(source))
+    model = _quantize_products(source, products, target) if products else onnx.load(str(source))
     _quantize_token_table(model)
     del model.graph.value_info[:]
     return save(model, folder / "encoder.onnx")
 
 
-def _quantize_products(source: Path, products: list[str]) -> onnx.ModelProto:
+def _quantize_products(source: Path, products: list[str], target: Target) -> onnx.ModelProto:
     """The graph with the named products in dynamic int8, by optimum."""
     from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 
-    config = AutoQuantizationConfig.avx512(
+    config = getattr(AutoQuantizationConfig, target.preset)(
         is_static=False,
         per_channel=True,
-        reduce_range=True,
         operators_to_quantize=["MatMul"],
         nodes_to_quantize=products,
     )
+    config.reduce_range = target.reduce_range
     logging.getLogger("optimum").setLevel(logging.ERROR)  # it misses a transformers config that nobody needs here
     with tempfile.TemporaryDirectory() as scratch:
         quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)

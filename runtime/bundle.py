@@ -56,6 +56,7 @@ class Variant:
     provider: str
     precision: str
     instruction_set: str  # "any", or what its integers need to be right
+    graph: str  # how the encoder's graph came to be: "traced", or "authored" from the weights
     encoder: Graph | None
     nir: Graph | None
     parity: Mapping[str, Any]  # summary of parity.json
@@ -334,6 +335,7 @@ def _variant(entry: _Reader) -> Variant:
         provider=entry.get("provider", str),
         precision=entry.get("precision", str),
         instruction_set=entry.get("instruction_set", str),
+        graph=entry.get("graph", str, "traced"),  # before the field existed there was no other way
         encoder=_graph(graphs.child("encoder"), "encoder") if "encoder" in graphs.data else None,
         nir=_graph(graphs.child("nir"), "nir") if "nir" in graphs.data else None,
         parity=entry.get("parity", dict),

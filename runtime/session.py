@@ -18,6 +18,7 @@ try:
 except ImportError:
     raise MissingExtraError("onnxruntime", "cpu", "the runtime") from None
 
+EXACT_SUMS = frozenset({"avx512_vnni", "arm64"})  # sum 8-bit products in 32 bits: integers right on one are on all
 ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)", "bool": "tensor(bool)"}
 
 
@@ -36,12 +37,18 @@ def instruction_sets() -> frozenset[str]:
     return frozenset(found)
 
 
+def has_instruction_set(name: str) -> bool:
+    """Whether integers that are right with the named instruction set, or with ``any``, are right here."""
+    have = instruction_sets()
+    return name == "any" or name in have or (name in EXACT_SUMS and bool(have & EXACT_SUMS))
+
+
 def why_not(variant: Variant) -> str | None:
     """The reason why this machine can't run a variant as it was measured, or None where it can."""
     available = onnxruntime.get_available_providers()
     if variant.provider not in available:
         return f"needs {variant.provider}; this onnxruntime has {', '.join(available)}"
-    if variant.instruction_set != "any" and variant.instruction_set not in instruction_sets():
+    if not has_instruction_set(variant.instruction_set):
         return f"its integers are right only with {variant.instruction_set}, which this processor lacks"
     return None
 

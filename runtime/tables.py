@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from arllm.runtime.answer import Decision
+    from arllm.runtime.bundle import Manifest
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -31,6 +32,38 @@ def explain(query: str, decision: Decision) -> str:
     ranked = sorted(decision.candidates, key=lambda name: -utility[name])
     rows = [(name, f"{quality[name]:.3f}", f"{cost[name]:g}", f"{utility[name]:+.3f}") for name in ranked]
     return "\n".join([*lines, table(("candidate", "quality", "cost", "utility"), rows), ""])
+
+
+def variants(manifest: Manifest) -> str:
+    """A bundle's variants side by side, in order of preference, then where their latencies were measured."""
+    timed = [v.parity["latency"] for v in manifest.variants.values() if "latency" in v.parity]
+    lengths = list(dict.fromkeys(tokens for latency in timed for tokens in latency["ms"]))
+    header = ("variant", "provider", "precision", "graph", "runs on", "MB", "regret", "agreement", "centred cosine")
+    rows = []
+    for variant in manifest.variants.values():
+        size = sum(n for path, (_, n) in manifest.files.items() if path.startswith(f"{variant.name}/"))
+        figures = variant.parity
+        times = figures.get("latency", {}).get("ms", {})
+        rows.append(
+            (
+                variant.name,
+                variant.provider.removesuffix("ExecutionProvider"),
+                variant.precision,
+                variant.graph,
+                variant.instruction_set,
+                f"{size / 1e6:.1f}",
+                small(figures.get("mean_regret")),
+                small(figures.get("agreement")),
+                number(figures.get("pooled_centred_cosine", {}).get("mean")),
+                *(small(times.get(tokens)) for tokens in lengths),
+            )
+        )
+    lines = [table((*header, *(f"ms at {tokens}" for tokens in lengths)), rows)]
+    lines += [
+        f"ms: median of the encoder alone by tokens, on {machine}, {threads} thread"
+        for machine, threads in sorted({(latency["machine"], latency["threads"]) for latency in timed})
+    ]
+    return "\n".join(lines)
 
 
 def short(text: str, width: int = 60) -> str:

@@ -158,8 +158,20 @@ def test_inspect_and_doctor(tiny_bundle: Path) -> None:
     shown = run("inspect", str(tiny_bundle)).stdout
     for expected in ("cpu-int8", "cpu-fp32", "sim-frontier", "SYNTHETIC", "every file verified"):
         assert expected in shown
+    header, int8, fp32 = next(
+        lines for lines in zip(*(shown.splitlines()[i:] for i in range(3)), strict=False) if lines[0][:7] == "variant"
+    )
+    for column in ("provider", "precision", "graph", "runs on", "MB", "regret", "centred cosine", "ms at 16"):
+        assert column in header
+    assert int8.split()[:5] == ["cpu-int8", "CPU", "int8", "authored", "any"]
+    assert fp32.split()[:5] == ["cpu-fp32", "CPU", "fp32", "authored", "any"]
+    assert "–" not in int8 + fp32
     manifest = json.loads(run("inspect", str(tiny_bundle), "--json").stdout)
     assert manifest["schema_version"] == 3
+    for variant in manifest["variants"]:
+        assert variant["graph"] == "authored"
+        assert variant["parity"]["latency"]["ms"]["16"] > 0
+        assert variant["parity"]["bytes"] > 0
     healthy = run("doctor", str(tiny_bundle))
     assert healthy.exit_code == 0
     assert healthy.stdout.count("conforms on") == 2

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arllm.export import authored, authored_int8, gemma, graphs
+from arllm.export import authored, authored_int8, gemma, graphs, targets
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import FULL, SLIDING, GemmaSpec
 from arllm.train.encoder import EncoderSpec, QueryEncoder, pad_batch
@@ -36,7 +36,7 @@ SPEC = GemmaSpec(
     query_pre_attn_scalar=16,
 )
 GROUPED = dataclasses.replace(SPEC, num_kv_heads=2)
-LIMITS = (authored_int8.MAX_WEIGHT, authored_int8.EXACT_WEIGHT)
+LIMITS = (targets.MAX_WEIGHT, targets.EXACT_WEIGHT)
 
 
 def encoder_of(spec: GemmaSpec) -> QueryEncoder:
@@ -112,7 +112,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_what_tells_queries_apart_is_kept(pair: Pair) -> None:
     want, got = pooled(pair.floating, HELD_OUT), pooled(pair.integer, HELD_OUT)
-    assert centred_cosine(got, want) > (0.996 if pair.max_weight == authored_int8.EXACT_WEIGHT else 0.992)
+    assert centred_cosine(got, want) > (0.996 if pair.max_weight == targets.EXACT_WEIGHT else 0.992)
     assert np.abs(got - want).max() > 0  # it is the quantized graph that ran
 
 
@@ -190,7 +190,7 @@ def test_every_product_with_a_weight_is_integer_and_in_its_bounds(pair: Pair) ->
     for weight in weights:
         assert weight.dtype == np.int8
         assert np.abs(weight.astype(np.int32)).max() == pair.max_weight  # used to its bound, and not past it
-    assert 2 * 255 * authored_int8.MAX_WEIGHT < 2**15  # what x86 without VNNI adds in signed 16 bits
+    assert 2 * 255 * targets.MAX_WEIGHT < 2**15  # what x86 without VNNI adds in signed 16 bits
 
 
 def test_the_token_table_is_close(pair: Pair) -> None:

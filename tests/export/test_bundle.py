@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 
-from arllm.export import conformance, graphs
+from arllm.export import authored, conformance, gemma
 from arllm.export.bundle import Content, bundle_folder, export_run
 from arllm.export.card import model_card
 from arllm.runtime.calibration import calibrated, overall, shrunk, standing
@@ -119,6 +119,16 @@ def test_int8_comes_before_fp32(manifest: dict[str, Any]) -> None:
         assert summary["policy"] == "nir"
         assert {"quality_max_difference", "mean_regret", "agreement", "distinct_choices"} <= set(summary)
         assert set(summary["pooled_centred_cosine"]) == {"mean", "min"}
+        assert set(summary["latency"]["ms"]) == {"16"}
+
+
+def test_the_manifest_says_how_each_graph_was_made(manifest: dict[str, Any], run: Run) -> None:
+    int8, fp32 = manifest["variants"]
+    assert int8["graph"] == fp32["graph"] == "authored"
+    assert fp32["graph_reason"] == "Gemma3TextModel of 2 layers"
+    count = min(256, len(run.heldout.queries) // 4)
+    assert f"calibrated on {count} held-out queries, apart from parity's" in int8["graph_reason"]
+    assert "graph" not in manifest["source"]
 
 
 def test_the_manifest_describes_each_graph(tiny_bundle: Path, manifest: dict[str, Any], run: Run) -> None:
@@ -227,16 +237,16 @@ def ncf_run(run: Run) -> Run:
 
 @pytest.fixture(scope="module")
 def ncf_bundle(ncf_run: Run, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its encoder is the tiny bundle's: the graph is taken from there, not traced again."""
+    """Its encoder is the tiny bundle's: the graph is taken from there, not written again."""
 
-    def traced(_: Any, folder: Path) -> None:
+    def authored_before(_: Any, folder: Path) -> None:
         for name in ("encoder.onnx", "weights.bin"):
             shutil.copyfile(tiny_bundle / "cpu-fp32" / name, folder / name)
 
     out = tmp_path_factory.mktemp("ncf") / "deeper" / "bundle"
     arguments: dict[str, Any] = {"variants": ("cpu-fp32",), "verify_queries": 20, "progress": lambda message: None}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "export_encoder", traced)
+        patch.setattr(authored, "export_authored", authored_before)
         export_run(ncf_run, out, name="two towers", **arguments)
     return out
 
@@ -256,6 +266,28 @@ def test_the_ncf_shape_exports_and_routes_as_pytorch_does(ncf_bundle: Path, ncf_
 def test_one_variant_alone_holds_that_alone(ncf_bundle: Path) -> None:
     assert files_of(ncf_bundle) == {path for path in FILES if not path.startswith("cpu-int8")}
     assert [p.name for p in ncf_bundle.parent.iterdir()] == ["bundle"]  # the parents were made, no staging is left
+
+
+def test_a_backbone_that_can_not_be_authored_is_traced(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemma, "supports", lambda backbone: "its layers are of another kind")
+    export_run(run, tmp_path / "out", verify_queries=20, progress=lambda message: None)
+    for variant in json.loads((tmp_path / "out" / "manifest.json").read_text())["variants"]:
+        assert (variant["graph"], variant["graph_reason"]) == ("traced", "its layers are of another kind")
+        assert (
+            Router.load(tmp_path / "out", variant=variant["name"]).bundle.manifest.variants[variant["name"]].graph
+            == "traced"
+        )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- cpu-int8: traced, its layers are of another kind." in card
+
+
+@pytest.mark.parametrize("target", ["avx512", "", "any"])
+def test_unknown_targets_name_the_choices(target: str, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"unknown target .*: choose among auto, avx512_vnni, avx2, arm64"):
+        export_run(run, tmp_path / "out", target=target)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- staging ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 from arllm.export.bundle import Content
 from arllm.export.card import model_card, read_evaluation
+from arllm.export.variants import Written
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Candidate, Pool
 
@@ -100,6 +101,46 @@ def test_every_table_stands_apart() -> None:
 def test_a_bundle_without_an_evaluation_has_no_section() -> None:
     assert "Evaluation" not in model_card(content(None), {}, {})
     assert dataclasses.fields(Content)[-1].default is None  # it may be left out
+
+
+def test_a_figure_of_an_evaluation_that_is_null_is_a_dash() -> None:
+    data = copy.deepcopy(EVALUATION)
+    for key, value in (("best_single", "accuracy"), ("zero", "aiq"), ("oracle", "aiq")):
+        data["results"]["ood"][key][value] = None
+    assert (
+        "**ood**, 7 queries; best single model `sim-code`: –; AIQ of the zero router –, of the oracle –."
+    ) in model_card(content(data), {}, {})
+
+
+SUMMARY: dict[str, Any] = {
+    "bytes": 5_640_000,
+    "quality_max_difference": 0.0059,
+    "mean_regret": 2e-7,
+    "agreement": 0.99832,
+    "distinct_choices": 11,
+}
+
+
+def test_variants_stand_side_by_side() -> None:
+    written = {
+        "cpu-int8": Written("authored", "because", "avx512_vnni"),
+        "cpu-fp32": Written("traced", "its layers are strange"),
+    }
+    measured = {
+        "pooled_centred_cosine": {"mean": 0.99, "min": 0.9},
+        "latency": {"machine": "a processor", "threads": 1, "ms": {"16": 0.055, "64": 12.5}},
+    }
+    section = model_card(content(None), written, {"cpu-int8": {**SUMMARY, **measured}, "cpu-fp32": SUMMARY})
+    section = section.split("## Variants")[1].split("## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| cpu")]
+    assert rows == [
+        "| cpu-int8 | authored | avx512_vnni | 5.6 | 5.9e-03 | 2.0e-07 | 0.9983 | 11 | 0.9900 / 0.9000 | "
+        "16: 0.055, 64: 12.5 |",
+        "| cpu-fp32 | traced | any | 5.6 | 5.9e-03 | 2.0e-07 | 0.9983 | 11 | – | – |",
+    ]
+    assert "- cpu-int8: authored, because." in section
+    assert "- cpu-fp32: traced, its layers are strange." in section
+    assert section.count("on a processor, 1 thread") == 1
 
 
 def test_the_limits_speak_of_familiarity() -> None:

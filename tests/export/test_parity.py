@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from arllm.export import authored, authored_int8, graphs, parity
 from arllm.export import bundle as exporting
-from arllm.export import graphs, parity, quantize
 from arllm.export.bundle import export_run
 from arllm.runtime.errors import ExportError, ParityError
 from arllm.runtime.quality import HdpPaper
@@ -33,19 +33,24 @@ def run(tiny_run: Path) -> Run:
     return read_run(tiny_run)
 
 
+def reference_of(run: Run, queries: int) -> parity.Reference:
+    return exporting._reference(run, exporting.split_heldout(run, queries)[0], lambda message: None)
+
+
 @pytest.fixture(scope="module")
 def reports(run: Run, tiny_bundle: Path) -> dict[str, dict[str, Any]]:
     """Both variants of the tiny bundle, measured anew on fewer queries."""
-    reference = exporting._reference(run, 40, lambda message: None)
+    reference = reference_of(run, 40)
     return {
         name: parity.measure(Router.load(tiny_bundle, variant=name), reference) for name in ("cpu-fp32", "cpu-int8")
     }
 
 
-def test_the_tiny_bundle_is_within_its_bounds(reports: dict[str, dict[str, Any]]) -> None:
+def test_the_tiny_bundle_is_within_its_bounds(reports: dict[str, dict[str, Any]], run: Run) -> None:
+    verified = len(exporting.split_heldout(run, 40)[0])
     for name, report in reports.items():
         parity.check(report, name, name.removeprefix("cpu-"))
-        assert report["queries"] == 40 + 26  # and cuts and joins of every length
+        assert report["queries"] == verified + 26  # and cuts and joins of every length
     fp32, int8 = reports["cpu-fp32"], reports["cpu-int8"]
     assert fp32["query_vector_max_difference"] < 1e-5
     assert fp32["padded_batch_max_difference"] < 1e-5
@@ -58,7 +63,7 @@ def test_the_tiny_bundle_is_within_its_bounds(reports: dict[str, dict[str, Any]]
 def test_what_is_compared_is_the_refined_quality(run: Run, tiny_bundle: Path) -> None:
     """A variant whose calibration or familiarity went astray decides otherwise, and must be told by its quality."""
     router = Router.load(tiny_bundle, variant="cpu-fp32")
-    reference = exporting._reference(run, 20, lambda message: None)
+    reference = reference_of(run, 20)
     assert reference.familiarity is not None
     assert reference.familiarity.std() > 0.1
     forgetful = dataclasses.replace(reference, familiarity=np.ones_like(reference.familiarity))
@@ -71,7 +76,7 @@ def test_what_is_compared_is_the_refined_quality(run: Run, tiny_bundle: Path) ->
 
 
 def test_the_references_prediction_is_bare(run: Run) -> None:
-    reference = exporting._reference(run, 10, lambda message: None)
+    reference = reference_of(run, 10)
     vectors = run.pool.vectors()
     with torch.no_grad():
         queries = torch.from_numpy(reference.query_vectors)
@@ -219,15 +224,14 @@ def test_near_ties_are_twins_of_equal_cost(run: Run) -> None:
 
 
 def reuse_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the encoder's graphs from the tiny bundle: tracing them again would show nothing new."""
+    """Take the int8 encoder's graph from the tiny bundle: calibrating it again would show nothing new."""
 
-    def encoder(variant: str, folder: Path) -> Path:
+    def encoder(_: Any, folder: Path, *arguments: Any, **options: Any) -> Path:
         for name in ("encoder.onnx", "weights.bin"):
-            shutil.copyfile(bundle / variant / name, folder / name)
+            shutil.copyfile(bundle / "cpu-int8" / name, folder / name)
         return folder / "encoder.onnx"
 
-    monkeypatch.setattr(graphs, "export_encoder", lambda _, folder: encoder("cpu-fp32", folder))
-    monkeypatch.setattr(quantize, "quantize_encoder", lambda _, folder: encoder("cpu-int8", folder))
+    monkeypatch.setattr(authored_int8, "export_authored_int8", encoder)
 
 
 def another_encoder(encoder: QueryEncoder, folder: Path) -> Path:
@@ -240,15 +244,19 @@ def another_nir(nir: Any, folder: Path) -> Path:
     return REAL_NIR(build_nir(nir.shape, nir.query_width, nir.model_width).eval(), folder)
 
 
-REAL_ENCODER, REAL_NIR = graphs.export_encoder, graphs.export_nir
+REAL_ENCODER, REAL_NIR = authored.export_authored, graphs.export_nir
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "broken"),
-    [("cpu-fp32", "export_encoder", another_encoder), ("cpu-int8", "export_nir", another_nir)],
+    ("variant", "module", "name", "broken"),
+    [
+        ("cpu-fp32", authored, "export_authored", another_encoder),
+        ("cpu-int8", graphs, "export_nir", another_nir),
+    ],
 )
 def test_a_broken_graph_is_refused_and_leaves_nothing(
     variant: str,
+    module: Any,
     name: str,
     broken: Any,
     run: Run,
@@ -257,7 +265,7 @@ def test_a_broken_graph_is_refused_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reuse_graphs(tiny_bundle, monkeypatch)
-    monkeypatch.setattr(graphs, name, broken)
+    monkeypatch.setattr(module, name, broken)
     with pytest.raises(ParityError, match=f"variant {variant}: nir policies.*not published"):
         export_run(run, tmp_path / "out", variants=(variant,), verify_queries=20, **QUIET)
     assert list(tmp_path.iterdir()) == []
@@ -267,7 +275,7 @@ def test_an_interrupt_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pyte
     def interrupted(encoder: QueryEncoder, folder: Path) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(graphs, "export_encoder", interrupted)
+    monkeypatch.setattr(authored, "export_authored", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_run(run, tmp_path / "out", verify_queries=1, **QUIET)
     assert list(tmp_path.iterdir()) == []
@@ -302,6 +310,7 @@ def test_parity_json_has_every_figure(tiny_bundle: Path) -> None:
     for report in data["variants"].values():
         assert {"mean", "min"} == set(report["pooled_centred_cosine"]) == set(report["pooled_cosine"])
         assert report["queries"] >= 40
+        assert report["graph"] == "authored"
         for key in ("query_vector", "familiarity", "pooled", "padded_batch"):
             assert math.isfinite(report[f"{key}_max_difference"])
         assert set(report["policies"]) == set(report["near_ties"]) == {"nir", "hdp", "hdp-paper"}
@@ -311,3 +320,34 @@ def test_parity_json_has_every_figure(tiny_bundle: Path) -> None:
             assert figures["distinct_choices_pytorch"] >= 1
             assert 0.0 < figures["accuracy_at_beta_0"] <= 1.0
     assert data["variants"]["cpu-fp32"]["policies"]["nir"]["distinct_choices"] > 1
+
+
+def test_parity_json_has_size_and_latency(tiny_bundle: Path) -> None:
+    """Of the buckets, a budget of 48 tokens allows the least alone."""
+    data = json.loads((tiny_bundle / "parity.json").read_text())
+    for name, report in data["variants"].items():
+        assert report["bytes"] == sum(path.stat().st_size for path in (tiny_bundle / name).iterdir())
+        assert set(report["latency"]) == {"machine", "threads", "ms"}
+        assert report["latency"]["machine"]
+        assert report["latency"]["threads"] == 1
+        assert set(report["latency"]["ms"]) == {"16"}
+        assert report["latency"]["ms"]["16"] > 0.0
+
+
+# --- queries to calibrate on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("held_out", "wanted", "verified", "calibrated"),
+    [(2000, 5000, 1744, 256), (2000, 40, 40, 256), (100, 2000, 75, 25), (3, 2000, 2, 1), (1, 2000, 1, 1)],
+)
+def test_no_query_both_calibrates_and_verifies(
+    held_out: int, wanted: int, verified: int, calibrated: int, run: Run
+) -> None:
+    queries = tuple(f"query {i}" for i in range(held_out))
+    correct = np.zeros((held_out, len(run.pool)), np.float32)
+    longer = dataclasses.replace(run, heldout=dataclasses.replace(run.heldout, queries=queries, correct=correct))
+    first, second = exporting.split_heldout(longer, wanted)
+    assert (len(set(first)), len(set(second))) == (verified, calibrated)
+    if held_out > 1:
+        assert not set(first) & set(second)

@@ -224,6 +224,15 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr(tmp_path: Path) -> None
     assert "verifying cpu-fp32" in result.stderr
 
 
+def test_a_name_and_a_note_are_kept(tmp_path: Path) -> None:
+    assert invoke(tmp_path, "ncf", "--name", "theirs", "--note", "published weights").exit_code == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["name"], manifest["source"]["note"]) == ("theirs", "published weights")
+    assert "- published weights" in (tmp_path / "out" / "README.md").read_text()
+    (variant,) = manifest["variants"]
+    assert (variant["graph"], variant["graph_reason"]) == ("traced", "NIR alone, without an encoder")
+
+
 def test_a_width_mismatch_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     result = invoke(tmp_path, "interaction", domains="bbh,math")
     assert result.exit_code == 1
@@ -253,6 +262,10 @@ def test_a_null_cost_is_refused_by_name(tmp_path: Path) -> None:
         ["--nir-checkpoint", "{pth}", "--domains", "a,b,c,d", "--out", "out"],
         ["{pth}", "--domains", "a", "--out", "out"],
         ["--nir-checkpoint", "absent.pth", "--domains", "a", "--pool", "{pth}", "--out", "out"],
+        ["--nir-checkpoint", "{pth}", "--domains", "a", "--pool", "{pth}", "--out", "out", "--variant", "cpu-fp32"],
+        ["--nir-checkpoint", "{pth}", "--domains", "a", "--pool", "{pth}", "--out", "out", "--evaluation", "{pth}"],
+        ["--nir-checkpoint", "{pth}", "--domains", "a", "--pool", "{pth}", "--out", "out", "--target", "avx2"],
+        ["--nir-checkpoint", "{pth}", "--domains", "a", "--pool", "{pth}", "--out", "out", "--verify-queries", "9"],
     ],
 )
 def test_contradictory_arguments_are_usage_errors(arguments: list[str], tmp_path: Path) -> None:

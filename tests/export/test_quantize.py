@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from arllm.export import quantize
+from arllm.export import quantize, targets
 from arllm.train.encoder import PAIRS
 
 Graph = tuple[onnx.GraphProto, dict[str, NDArray[Any]]]
@@ -45,13 +45,13 @@ def test_no_integer_weight_can_saturate_16_bits(pair: tuple[Any, Path]) -> None:
     With weights in [-64, 64] that is at most 2 * 255 * 64 = 32,640 < 2**15; with [-127, 127] it would saturate, and
     the same bundle would decide otherwise on an older processor.
     """
-    assert 2 * 255 * quantize.MAX_WEIGHT < 2**15
+    assert 2 * 255 * targets.MAX_WEIGHT < 2**15
     graph, values = read(pair[1])
     weights = [values[node.input[1]] for node in producers(graph, ("MatMulInteger", "DynamicQuantizeMatMul"))]
     assert weights
     for weight in weights:
         assert weight.dtype == np.int8
-        assert np.abs(weight.astype(np.int32)).max() <= quantize.MAX_WEIGHT
+        assert np.abs(weight.astype(np.int32)).max() <= targets.MAX_WEIGHT
         assert np.abs(weight.astype(np.int32)).max() > 32  # the 7 bits are used
     zero_points = [values[node.input[3]] for node in producers(graph, ("MatMulInteger",)) if len(node.input) > 3]
     assert all(not zero_point.any() for zero_point in zero_points)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from arllm.runtime import bundle as bundle_module
+from arllm.runtime import tables
 from arllm.runtime.bundle import find_bundle, open_bundle, parse_manifest
 from arllm.runtime.errors import (
     ArllmError,
@@ -211,6 +212,7 @@ BROKEN: list[tuple[Change, str]] = [
     (lambda data: data["variants"][1].update(graphs=5), "variants[1].graphs: unexpected int"),
     (lambda data: data["variants"][1]["graphs"].update(decoder={}), "variants[1].graphs.decoder: unknown graph"),
     (lambda data: data["variants"][1]["graphs"].pop("encoder"), "tokens: variant cpu-fp32"),
+    (lambda data: data["variants"][1].update(graph=3), "variants[1].graph: unexpected int"),
     (lambda data: data["variants"][1]["graphs"].pop("nir"), "variant cpu-fp32 has no nir graph"),
     (set_graph(path=5), "variants[0].graphs.nir.path: unexpected int"),
     (set_graph(path="cpu-int8/other.onnx"), "files: cpu-int8/other.onnx is used, but not listed"),
@@ -255,6 +257,20 @@ def test_parse_manifest_reads_what_was_written(tiny_bundle: Path) -> None:
     encoder = manifest.variants["cpu-fp32"].encoder
     assert encoder is not None
     assert [tensor.name for tensor in encoder.inputs] == ["input_ids", "attention_mask"]
+    assert [variant.graph for variant in manifest.variants.values()] == ["authored", "authored"]
+
+
+def test_a_bundle_from_before_authored_graphs_was_traced(bundle_copy: Any) -> None:
+    def older(data: dict[str, Any]) -> None:
+        for variant in data["variants"]:
+            del variant["graph"], variant["graph_reason"], variant["parity"]["latency"]
+
+    bundle_copy.edit(older)
+    manifest = open_bundle(bundle_copy.path).manifest
+    assert [variant.graph for variant in manifest.variants.values()] == ["traced", "traced"]
+    shown = tables.variants(manifest)
+    assert shown.splitlines()[1].split()[:5] == ["cpu-int8", "CPU", "int8", "traced", "any"]
+    assert "ms" not in shown
 
 
 @pytest.mark.parametrize(

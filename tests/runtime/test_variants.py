@@ -54,6 +54,23 @@ def test_a_missing_instruction_set_is_passed_over(bundle_copy: Any, monkeypatch:
     assert Router.load(bundle_copy.path).variant == "cpu-int8"
 
 
+@pytest.mark.parametrize(
+    ("have", "wanted", "runs"),
+    [
+        ({"avx2", "avx512_vnni"}, "arm64", True),  # both sum in 32 bits: the same integers come out
+        ({"arm64"}, "avx512_vnni", True),
+        ({"avx2"}, "arm64", False),
+        ({"arm64"}, "avx2", False),
+        (set(), "any", True),
+    ],
+)
+def test_integers_of_exact_sums_run_wherever_sums_are_exact(
+    have: set[str], wanted: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "instruction_sets", lambda: frozenset(have))
+    assert session.has_instruction_set(wanted) is runs
+
+
 def test_where_nothing_runs_every_reason_is_given(bundle_copy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     demand(bundle_copy, "instruction_set", cpu_int8="avx512_vnni", cpu_fp32="arm64")
     monkeypatch.setattr(session, "instruction_sets", frozenset)
