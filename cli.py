@@ -253,9 +253,15 @@ def inspect(bundle: str, as_json: bool) -> None:
     click.echo()
     click.echo(
         tables.table(
-            ("variant", "provider", "runs on", "quality diff", "regret", "agreement"),
+            ("variant", "provider", "runs on", "graphs", "quality diff", "regret", "agreement"),
             [
-                (v.name, v.provider, v.instruction_set, *(tables.small(v.parity.get(k)) for k in _PARITY_KEYS))
+                (
+                    v.name,
+                    v.provider,
+                    v.instruction_set,
+                    ", ".join(g.kind for g in v.graphs),
+                    *(tables.small(v.parity.get(k)) for k in _PARITY_KEYS),
+                )
                 for v in manifest.variants.values()
             ],
         )

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arllm.export import conformance, graphs, parity, quantize
+from arllm.export import conformance, graphs, parity, quantize, routing
 from arllm.export.card import model_card
-from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, list_files
+from arllm.runtime.bundle import GRAPH_IO, MANIFEST, SCHEMA_VERSION, list_files
 from arllm.runtime.conformance import rows as text_rows
 from arllm.runtime.conformance import vector_rows
 from arllm.runtime.errors import ExportError
@@ -31,7 +31,12 @@ from arllm.train.staging import staged_folder, write_json, write_jsonl
 Progress = Callable[[str], None]
 VARIANTS = {"cpu-int8": "int8", "cpu-fp32": "fp32"}  # in order of preference for "auto"
 PRODUCERS = ("arllm", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
-ONNX_DTYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.BOOL: "bool"}
+ONNX_DTYPES = {
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.BOOL: "bool",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +133,9 @@ def finish(
     ``probes`` are texts, or query vectors where the bundle has no encoder.
     """
     write_json(staging / "pool.json", content.pool.to_json())
+    whole = content.tokens is not None and next(iter(content.policies)) == "nir"
+    for variant in variants if whole else ():
+        routing.export_router(staging / variant, content)
     _write_manifest(content, staging, variants, {})
     routers, reports = {}, {}
     for variant in variants:
@@ -135,6 +143,8 @@ def finish(
         routers[variant] = Router.load(staging, variant=variant, verify=False)
         reports[variant] = parity.measure(routers[variant], reference)
         parity.check(reports[variant], variant, VARIANTS[variant])
+        if whole:
+            routing.verify_router(routers[variant], probes)
     rows = text_rows if content.tokens is not None else vector_rows
     write_jsonl(staging / "conformance.jsonl", rows(routers, probes))
     write_json(staging / "parity.json", {"betas": list(parity.BETAS), "variants": reports})
@@ -191,7 +201,7 @@ def _write_manifest(
                     "instruction_set": "any",
                     "graphs": {
                         kind: _graph(staging, f"{variant}/{kind}.onnx")
-                        for kind in ("encoder", "nir")
+                        for kind in GRAPH_IO
                         if (staging / variant / f"{kind}.onnx").is_file()
                     },
                     "parity": summaries.get(variant, {}),
