@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -27,7 +28,9 @@ from arllm.runtime.doctor import examine
 from arllm.runtime.errors import ParityError
 from arllm.runtime.pool import Candidate
 from arllm.runtime.router import Router
-from arllm.train.encoder import QueryEncoder
+from arllm.runtime.tokens import TokenSpec
+from arllm.train.backbones import nano_spec
+from arllm.train.encoder import EncoderSpec, QueryEncoder
 from arllm.train.nir import build_nir
 from arllm.train.rebundle import add_candidate
 
@@ -63,7 +66,8 @@ def test_every_weight_stands_on_disk_once(tiny_bundle: Path, variant: str) -> No
     assert router[0] == encoder[0] | nir[0]
     assert not encoder[0] & nir[0]
     assert nir[0]
-    assert max(nir[1], router[1]) < 2 * routing.INLINE
+    assert nir[1] < 2 * routing.INLINE
+    assert router[1] <= max(encoder[1], nir[1])
     ends = sorted((offset, offset + length) for offset, length in router[0])
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
     unused = (folder / "weights.bin").stat().st_size - sum(length for _, length in router[0])
@@ -171,34 +175,51 @@ def test_a_graph_of_other_rules_is_reported_and_not_published(bundle: Bundle, tm
 # --- other encoders -----------------------------------------------------------------------------------------
 
 
-def rules_of(encoder: QueryEncoder, **policy: Any) -> Any:
-    """As a manifest has them."""
-    return SimpleNamespace(
-        domains=encoder.spec.domains,
-        embedding_width=encoder.spec.embedding_width,
+Parts = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Count of layers → a folder with the authored graph of such an encoder, grouped heads and all, and NIR's."""
+    torch.manual_seed(1)
+    nir = tmp_path_factory.mktemp("nir")
+    graphs.export_nir(build_nir("interaction", 3 + 1 + 8, 3).eval(), nir)
+
+    @functools.cache
+    def write(layers: int) -> Path:
+        spec = dataclasses.replace(
+            nano_spec(300, layers=layers, width=64), num_heads=4, num_kv_heads=2, head_dim=16, window=8
+        )
+        encoder = QueryEncoder(EncoderSpec(spec, TokenSpec(64, (1,), (2,), 0), ("a", "b", "c"), 8)).eval()
+        folder = tmp_path_factory.mktemp("parts")
+        authored.export_authored(encoder, folder)
+        shutil.copyfile(nir / "nir.onnx", folder / "nir.onnx")
+        return folder
+
+    return write
+
+
+def joined(parts: Path, folder: Path, **policy: Any) -> onnxruntime.InferenceSession:
+    rules: Any = SimpleNamespace(
+        domains=("a", "b", "c"),
+        embedding_width=8,
         domain_shares=(0.5, 0.3, 0.2),
         mean_difficulty=0.4,
         policies={"nir": policy},
     )
-
-
-def write_all(encoder: QueryEncoder, folder: Path, **policy: Any) -> onnxruntime.InferenceSession:
-    torch.manual_seed(1)
-    nir = build_nir("interaction", len(encoder.spec.domains) + 1 + encoder.spec.embedding_width, 3).eval()
-    authored.export_authored(encoder, folder)
-    graphs.export_nir(nir, folder)
-    path = routing.export_router(folder, rules_of(encoder, **policy))
+    shutil.copytree(parts, folder)
+    path = routing.export_router(folder, rules)
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 CALIBRATION = {"ability": 0.3, "scale": 1.4, "default": [0.1, 0.2, 0.0, -0.2], "offsets": {}}
 
 
-@pytest.mark.parametrize("name", ["layerless", "nano", "grouped"])
+@pytest.mark.parametrize("layers", [0, 2])
 def test_neighbours_and_padding_change_no_choice_of_an_authored_graph(
-    traced: Callable[[str], Any], tmp_path: Path, name: str
+    parts: Parts, tmp_path: Path, layers: int
 ) -> None:
-    session = write_all(traced(name).encoder, tmp_path, calibration=CALIBRATION)
+    session = joined(parts(layers), tmp_path / "joined", calibration=CALIBRATION)
     rng = np.random.default_rng(2)
     count = 12
     pool = {
@@ -223,10 +244,8 @@ def test_neighbours_and_padding_change_no_choice_of_an_authored_graph(
         assert together[2][i] == alone[2][0]
 
 
-def test_a_policy_without_calibration_takes_offsets_and_ignores_them(
-    traced: Callable[[str], Any], tmp_path: Path
-) -> None:
-    session = write_all(traced("layerless").encoder, tmp_path)
+def test_a_policy_without_calibration_takes_offsets_and_ignores_them(parts: Parts, tmp_path: Path) -> None:
+    session = joined(parts(0), tmp_path / "joined")
     inputs = {
         "input_ids": np.array([[1, 7, 9, 2]]),
         "attention_mask": np.ones((1, 4), dtype=np.int64),
