@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arllm.export import conformance, graphs, latency, parity
+from arllm.export import conformance, graphs, latency, parity, routing
 from arllm.export.card import model_card
 from arllm.export.targets import target_of
 from arllm.export.variants import VARIANTS, Material, Written
-from arllm.runtime.bundle import MANIFEST, SCHEMA_VERSION, list_files
+from arllm.runtime.bundle import GRAPH_IO, MANIFEST, SCHEMA_VERSION, list_files
 from arllm.runtime.conformance import rows as text_rows
 from arllm.runtime.conformance import vector_rows
 from arllm.runtime.errors import ExportError
@@ -33,7 +33,12 @@ from arllm.train.staging import staged_folder, write_json, write_jsonl
 Progress = Callable[[str], None]
 CALIBRATION = 256  # held-out queries, at most, on which integers are calibrated
 PRODUCERS = ("arllm", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
-ONNX_DTYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.BOOL: "bool"}
+ONNX_DTYPES = {
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.BOOL: "bool",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +132,9 @@ def finish(
     texts, or query vectors where the bundle has no encoder.
     """
     write_json(staging / "pool.json", content.pool.to_json())
+    whole = content.tokens is not None and next(iter(content.policies)) == "nir"
+    for variant in written if whole else ():
+        routing.export_router(staging / variant, content)
     _write_manifest(content, staging, written, {})
     routers, reports = {}, {}
     for variant in written:
@@ -138,6 +146,8 @@ def finish(
             **parity.measure(routers[variant], reference),
         }
         parity.check(reports[variant], variant, VARIANTS[variant].precision)
+        if whole:
+            routing.verify_router(routers[variant], probes)
     if content.tokens is not None:
         progress("timing the encoders")
         sessions = {variant: parity.encoder_session(router) for variant, router in routers.items()}
@@ -211,7 +221,7 @@ def _write_manifest(
                     "graph_reason": how.reason,
                     "graphs": {
                         kind: _graph(staging, f"{variant}/{kind}.onnx")
-                        for kind in ("encoder", "nir")
+                        for kind in GRAPH_IO
                         if (staging / variant / f"{kind}.onnx").is_file()
                     },
                     "parity": summaries.get(variant, {}),

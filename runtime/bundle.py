@@ -24,10 +24,17 @@ MANIFEST = "manifest.json"
 POLICIES = ("nir", "hdp", "hdp-paper")
 # What the runtime feeds each graph and asks of it; a graph may have further outputs.
 GRAPH_IO = {
-    "encoder": ({"input_ids", "attention_mask"}, "query_vector"),
-    "nir": ({"query_vectors", "model_vectors"}, "quality"),
+    "encoder": ({"input_ids", "attention_mask"}, {"query_vector"}),
+    "nir": ({"query_vectors", "model_vectors"}, {"quality"}),
+    "router": (
+        {
+            *("input_ids", "attention_mask", "model_vectors", "offsets"),
+            *("costs", "cost_bounds", "candidate_mask", "beta"),
+        },
+        {"quality", "utility", "choice", "familiarity"},
+    ),
 }
-DTYPES = ("int64", "float32", "bool")
+DTYPES = ("int64", "float32", "float64", "bool")
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts"  # beside this package, installed or editable
 
 
@@ -50,7 +57,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision and provider of the bundle. ``encoder`` is None in a NIR-only bundle."""
+    """One precision and provider of the bundle.
+
+    ``encoder`` is None in a NIR-only bundle; ``router``, both and the decision in one graph for other hosts, is None
+    in older bundles too.
+    """
 
     name: str
     provider: str
@@ -60,6 +71,11 @@ class Variant:
     encoder: Graph | None
     nir: Graph | None
     parity: Mapping[str, Any]  # summary of parity.json
+    router: Graph | None = None
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        return tuple(graph for graph in (self.encoder, self.nir, self.router) if graph is not None)
 
 
 @dataclass(frozen=True)
@@ -312,7 +328,7 @@ def _files(files: _Reader) -> dict[str, tuple[str, int]]:
 
 
 def _check_references(manifest: Manifest, top: _Reader) -> None:
-    graphs = [g for v in manifest.variants.values() for g in (v.encoder, v.nir) if g is not None]
+    graphs = [graph for variant in manifest.variants.values() for graph in variant.graphs]
     needed = {"pool.json", *(graph.path for graph in graphs)}
     if manifest.tokens is not None:
         needed.add("tokenizer.json")
@@ -323,6 +339,10 @@ def _check_references(manifest: Manifest, top: _Reader) -> None:
             raise top.error("tokens", f"variant {variant.name} and tokens disagree about having an encoder")
         if "nir" in manifest.policies and variant.nir is None:
             raise top.error("variants", f"policy nir is declared, but variant {variant.name} has no nir graph")
+        if variant.router is not None and (variant.encoder is None or manifest.default_policy != "nir"):
+            raise top.error(
+                "variants", f"variant {variant.name} has a router graph, but no encoder, or another policy"
+            )
 
 
 def _variant(entry: _Reader) -> Variant:
@@ -339,6 +359,7 @@ def _variant(entry: _Reader) -> Variant:
         encoder=_graph(graphs.child("encoder"), "encoder") if "encoder" in graphs.data else None,
         nir=_graph(graphs.child("nir"), "nir") if "nir" in graphs.data else None,
         parity=entry.get("parity", dict),
+        router=_graph(graphs.child("router"), "router") if "router" in graphs.data else None,
     )
 
 

@@ -16,6 +16,7 @@ from arllm.runtime.answer import Decision
 from arllm.runtime.decision import NUMERIC_TIE
 from arllm.runtime.errors import BundleSchemaError
 from arllm.runtime.router import Router
+from arllm.runtime.router_graph import RouterGraph, compare
 
 BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -31,6 +32,9 @@ class Conformance:
     query_vector_difference: float  # largest, absolute
     quality_difference: float  # largest, absolute
     problems: tuple[str, ...]
+    router_graph_difference: float | None = (
+        None  # of router.onnx to this host's router: quality, largest; None = absent
+    )
 
 
 def rows(routers: Mapping[str, Router], texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -84,14 +88,19 @@ def _decided(decisions: Sequence[Decision]) -> dict[str, Any]:
 def rerun(router: Router) -> Conformance:
     """Compare this host with what the exporting host recorded for the router's variant.
 
+    ``router.onnx``, where the variant has it, is held against this host's router on the same texts.
+
     Raises:
         BundleSchemaError: conformance.jsonl is missing or malformed, or does not cover the variant.
+        BundleError: ``router.onnx`` can't be opened, or is not what the manifest says.
     """
     path = router.bundle.path / "conformance.jsonl"
     variant = router.bundle.manifest.variants[router.variant]
     tolerance = TOLERANCE.get(variant.precision, 0.05)
     problems: list[str] = []
     vector_difference = quality_difference = 0.0
+    graph = None if variant.router is None else RouterGraph(router.bundle, variant, router.pool)
+    graph_gaps: list[float] = []
     count = 0
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() also cuts at U+2028
@@ -106,6 +115,10 @@ def rerun(router: Router) -> Conformance:
                 if ids.tolist() != row["ids"]:
                     problems.append(f"{where}: other token ids")
                 decisions = {beta: router.route(row["text"], float(beta)) for beta in expected["choice"]}
+                if graph is not None:
+                    gap, found = compare(graph, ids, list(decisions.values()))
+                    graph_gaps.append(gap)
+                    problems += [f"{where}: {problem}" for problem in found]
                 vector = next(iter(decisions.values())).vector
                 gap = float(np.abs(vector - np.array(expected["query_vector"], dtype=np.float32)).max())
                 vector_difference = max(vector_difference, gap)
@@ -134,7 +147,8 @@ def rerun(router: Router) -> Conformance:
         raise BundleSchemaError(
             f"{path}: line {count + 1} is malformed or lacks {router.variant}: {error!r}"
         ) from None
-    return Conformance(count, vector_difference, quality_difference, tuple(problems))
+    graph_difference = float(np.max(graph_gaps)) if graph_gaps else None
+    return Conformance(count, vector_difference, quality_difference, tuple(problems), graph_difference)
 
 
 def _quality_gap(decision: Decision, expected: dict[str, Any]) -> float:

@@ -51,6 +51,8 @@ def examine(bundle: str | None = None) -> tuple[dict[str, Any], bool]:
                 f"conforms on {result.texts} texts; largest difference: query vector "
                 f"{result.query_vector_difference:.1e}, quality {result.quality_difference:.1e}"
             )
+            if result.router_graph_difference is not None:
+                verdict += f"; router.onnx decides alike (quality within {result.router_graph_difference:.1e})"
         verdicts[variant.name] = {"runs": True, "verdict": verdict, "problems": list(result.problems)}
     report["variants"] = verdicts
     healthy = any(v["runs"] for v in verdicts.values()) and not any(v.get("problems") for v in verdicts.values())

@@ -19,7 +19,12 @@ except ImportError:
     raise MissingExtraError("onnxruntime", "cpu", "the runtime") from None
 
 EXACT_SUMS = frozenset({"avx512_vnni", "arm64"})  # sum 8-bit products in 32 bits: integers right on one are on all
-ONNX_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)", "bool": "tensor(bool)"}
+ONNX_TYPES = {
+    "int64": "tensor(int64)",
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "bool": "tensor(bool)",
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,10 +107,11 @@ class Session:
             _check_io(path, what, declared, live)
         wanted, asked = GRAPH_IO[graph.kind]
         inputs, outputs = ({tensor.name for tensor in side} for side in (graph.inputs, graph.outputs))
-        if inputs != wanted or asked not in outputs:
+        if inputs != wanted or not asked <= outputs:
             raise BundleIOMismatchError(
-                f"{path}: as {graph.kind} it must take {', '.join(sorted(wanted))} and give {asked}; "
-                f"it takes {', '.join(sorted(inputs))} and gives {', '.join(sorted(outputs))}"
+                f"{path}: as {graph.kind} it must take {', '.join(sorted(wanted))} and give "
+                f"{', '.join(sorted(asked))}; it takes {', '.join(sorted(inputs))} and gives "
+                f"{', '.join(sorted(outputs))}"
             )
 
     def run(self, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -156,7 +156,14 @@ def test_failures_say_what_is_wrong(
 
 def test_inspect_and_doctor(tiny_bundle: Path) -> None:
     shown = run("inspect", str(tiny_bundle)).stdout
-    for expected in ("cpu-int8", "cpu-fp32", "sim-frontier", "SYNTHETIC", "every file verified"):
+    for expected in (
+        "cpu-int8",
+        "cpu-fp32",
+        "encoder, nir, router",
+        "sim-frontier",
+        "SYNTHETIC",
+        "every file verified",
+    ):
         assert expected in shown
     header, int8, fp32 = next(
         lines for lines in zip(*(shown.splitlines()[i:] for i in range(3)), strict=False) if lines[0][:7] == "variant"

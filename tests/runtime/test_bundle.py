@@ -32,6 +32,7 @@ FILES = [
     "conformance.jsonl",
     "cpu-fp32/encoder.onnx",
     "cpu-fp32/nir.onnx",
+    "cpu-fp32/router.onnx",
     "cpu-fp32/weights.bin",
     "cpu-int8/encoder.onnx",
     "parity.json",
