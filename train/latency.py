@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,14 @@ from arllm.train.latency_cold import ColdSubject, cold_starts
 from arllm.train.latency_report import BatchRow, CandidateRow, ColdRow, Report, RouteRow, Stages, SubjectInfo
 from arllm.train.latency_rounds import (
     BURST_NS,
+    LEAST_CALLS,
+    MOST_CALLS,
     WARMUP_ROUNDS,
     Bound,
     Burst,
     Clock,
     Run,
+    every_item,
     interleave,
     many_callers,
     one_caller,
@@ -79,7 +82,8 @@ class Plan:
 METHOD = (
     "Each round does every piece of work once, and within it every subject in turn, whose turn moves on by one each "
     f"round; {WARMUP_ROUNDS} warm-up round a part is not counted, nor is one call before each burst.",
-    f"A burst lasts about {BURST_NS // 1_000_000} ms (3 to 64 calls); percentiles are nearest-rank over all calls.",
+    f"A burst lasts about {BURST_NS // 1_000_000} ms ({LEAST_CALLS} to {MOST_CALLS} calls). Percentiles are "
+    "nearest-rank over all calls: p99 of fewer than 100 is their maximum.",
     "Python's cyclic garbage collector is off while timing, as timeit does it.",
     "faster: how many times as fast as the first subject, as the median over rounds [quartiles].",
     "scaling: throughput of all callers over that of one caller times the cores that they can use, round by round.",
@@ -115,9 +119,9 @@ def measure(
     rounds: dict[str, int] = {}
     cold_rows: list[ColdRow] = []
     if cold:  # first: a parent that has measured for long would find its machine warmer
+        progress("cold starts, in fresh processes")
         cold_rows = cold_starts([_cold_subject(subject) for subject in subjects], plan.bound("cold"))
         rounds["cold"] = cold_rows[0].processes
-        progress(f"cold: {rounds['cold']} processes of each")
     callers = plan.callers or machine.usable_cores()
     random.Random("mix").shuffle(shuffled := list(queries or ()))
     mixes = {s: shuffled or mixed_texts(subject.router) for s, subject in enumerate(subjects)}
@@ -126,17 +130,17 @@ def measure(
     skipped = [str(n) for n, of in texts.items() if not of]
     if skipped:
         notes.append(f"tokens {', '.join(skipped)}: beyond the budget, or below what prompt and affixes take")
+    progress(f"route() by tokens, by one caller and by {callers} at once")
     tokens = _routes(subjects, {n: of for n, of in texts.items() if of}, callers, plan.bound("tokens"), clock)
     rounds["tokens"] = tokens[1]
-    progress(f"tokens: {rounds['tokens']} rounds")
+    progress("route() on the mix of queries")
     mix = _routes(subjects, {None: mixes}, callers, plan.bound("mix"), clock)
     rounds["mix"] = mix[1]
-    progress(f"mix: {rounds['mix']} rounds")
+    progress("route_batch() by batch size")
     batches, rounds["batches"], left_out = _batches(subjects, plan, clock)
     notes += left_out
-    progress(f"batches: {rounds['batches']} rounds")
+    progress("NIR and decision by number of candidates")
     candidates, rounds["candidates"] = _candidates(subjects, plan, clock)
-    progress(f"candidates: {rounds['candidates']} rounds")
     if about["load_before"] and about["load_before"][0] > 0.5 * about["cores"]:
         notes.append(
             f"the machine was busy before this began (load average {about['load_before'][0]:g} on {about['cores']} "
@@ -210,7 +214,7 @@ def _routes(
                 }
         if not works:
             return [], 0
-        found = interleave(works, bound, clock)
+        found = interleave(works, bound, clock, together=lambda work: work[0])
     ideal = min(callers, machine.usable_cores())
     rows = []
     for ((n, many), s), bursts in found.items():
@@ -257,8 +261,7 @@ def _batches(subjects: Sequence[Subject], plan: Plan, clock: Clock) -> tuple[lis
 
     def run(s: int, size: int) -> Run:
         batches = [mixes[s][i : i + size] for i in range(0, texts, size)]
-        lane = one_caller(subjects[s].router.route_batch, batches, clock)
-        return lambda number, calls: replace(lane(0, len(batches)), kept=())
+        return every_item(subjects[s].router.route_batch, batches, clock)
 
     works = {size: {s: run(s, size) for s in range(len(subjects))} for size in sizes}
     found = interleave(works, plan.bound("batches"), clock)
@@ -269,9 +272,7 @@ def _batches(subjects: Sequence[Subject], plan: Plan, clock: Clock) -> tuple[lis
         faster = None if s == 0 else ratio([a.wall / b.wall for a, b in zip(found[size, 0], bursts, strict=True)])
         rows.append(BatchRow(subjects[s].label, size, routed / seconds, 1e3 * seconds / routed, faster))
     gone = [str(size) for size in plan.batches if size not in sizes]
-    notes = (
-        [f"batch sizes {', '.join(gone)}: left out, they would take too long; give more --seconds"] if gone else []
-    )
+    notes = [f"batches of {', '.join(gone)}: left out, they would take too long; give more --seconds"] if gone else []
     return rows, len(next(iter(found.values()))), notes
 
 

@@ -97,6 +97,8 @@ def _subjects(bundles: Sequence[str], variants: Sequence[str], threads: Sequence
     ]
     names = {bundle: router.bundle.manifest.name for bundle, router, _ in loaded}
     if len(set(names.values())) < len(names):
+        names = {bundle: Path(bundle).name for bundle in names}
+    if len(set(names.values())) < len(names):
         names = {bundle: bundle for bundle in names}
     found: dict[str, Subject] = {}
     for bundle, router, count in loaded:

@@ -27,9 +27,10 @@ def plot(report: Report) -> bytes:
     """
     need_matplotlib()
     from matplotlib.figure import Figure  # not pyplot, which keeps state and asks for a screen
+    from matplotlib.lines import Line2D
 
     alone = [row for row in report.tokens if row.callers == 1]
-    panels = [
+    panels: list[tuple[str, str, Sequence[Any]]] = [
         ("Tokens of the query", "route(), ms", [(r.subject, r.tokens, r.latency.p50, r.latency.p99) for r in alone]),
         ("Candidates in the pool", "NIR and decision alone, ms",
          [(r.subject, r.candidates, r.latency.p50, r.latency.p99) for r in report.candidates]),
@@ -42,6 +43,9 @@ def plot(report: Report) -> bytes:
     labels = [subject.label for subject in report.subjects]
     for axis, (across, up, points) in zip(axes, panels, strict=False):
         _panel(axis, across, up, points, labels)
+    lines, names = axes[0].get_legend_handles_labels()
+    tail = Line2D([], [], color="#555", linestyle="--", linewidth=1)
+    figure.legend([*lines, tail], [*names, "p99"], loc="outside lower center", ncols=4, fontsize=8)
     about = report.machine
     figure.suptitle(f"{about['cores']} cores of {about['cpu']}, onnxruntime {about['versions']['onnxruntime']}",
                     fontsize=10)  # fmt: skip
@@ -54,16 +58,14 @@ def _panel(axis: Any, across: str, up: str, points: Sequence[Any], labels: Seque
     """Points are (subject, size, ms, ms at p99 or None)."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    one = len(labels) == 1
     tails = any(tail is not None for *_, tail in points)
     for i, label in enumerate(labels):
         mine = [point for point in points if point[0] == label]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         sizes = [size for _, size, _, _ in mine]
-        axis.plot(sizes, [middle for _, _, middle, _ in mine], label="median" if one and tails else label, **style)
+        axis.plot(sizes, [middle for _, _, middle, _ in mine], label=f"{label}, median", **style)
         if tails:
-            axis.plot(sizes, [tail for *_, tail in mine], "--", color=style["color"], linewidth=1,
-                      label="p99" if one else None)  # fmt: skip
+            axis.plot(sizes, [tail for *_, tail in mine], "--", color=style["color"], linewidth=1)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xticks(sorted({size for _, size, _, _ in points}))
@@ -77,5 +79,3 @@ def _panel(axis: Any, across: str, up: str, points: Sequence[Any], labels: Seque
     axis.set_xlabel(across)
     axis.set_ylabel(up)
     axis.grid(True, which="both", linewidth=0.4, alpha=0.5)
-    if tails or not one:
-        axis.legend(fontsize=8, title="solid: median, dashed: p99" if tails and not one else None, title_fontsize=8)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 WARMUP_ROUNDS = 1
 LEAST_ROUNDS = 2  # counted ones, whatever the time
 FIRST_CALLS = 4  # of a burst in the warm-up round
-LEAST_CALLS, MOST_CALLS = 3, 64
+LEAST_CALLS, MOST_CALLS = 3, 100
 BURST_NS = 20_000_000  # what a burst should last: long against the clock, short against the machine's drift
 
 
@@ -62,21 +62,29 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def interleave(works: Mapping[W, Mapping[int, Run]], bound: Bound, clock: Clock) -> dict[tuple[W, int], list[Burst]]:
+def interleave(
+    works: Mapping[W, Mapping[int, Run]],
+    bound: Bound,
+    clock: Clock,
+    together: Callable[[W], Hashable] = lambda work: work,
+) -> dict[tuple[W, int], list[Burst]]:
     """The counted bursts of every work and subject, one a round: (work, subject) → [R].
 
-    All subjects of a work make the same number of calls, by the slowest of them, so that calls can be paired.
+    All subjects of a work, and of works that are ``together``, make the same number of calls in a burst, by the
+    slowest of them, so that their calls can be compared one by one.
     """
     found: dict[tuple[W, int], list[Burst]] = {(work, s): [] for work, runs in works.items() for s in runs}
-    calls = dict.fromkeys(works, FIRST_CALLS)
+    calls: dict[Hashable, int] = {}
     with no_collection():
         began = before = clock()
         number = 0
         while True:
             for work, runs in works.items():
-                bursts = {s: runs[s](number, calls[work]) for s in turned(list(runs), number)}
+                group = together(work)
+                asked = FIRST_CALLS if number < WARMUP_ROUNDS else calls[group]
+                bursts = {s: runs[s](number, asked) for s in turned(list(runs), number)}
                 if number < WARMUP_ROUNDS:
-                    calls[work] = min(map(calls_of, bursts.values()))
+                    calls[group] = min(calls.get(group, MOST_CALLS), *map(calls_of, bursts.values()))
                     continue
                 for s, burst in bursts.items():
                     found[work, s].append(burst)
@@ -120,15 +128,20 @@ def one_caller(
     return run
 
 
+def every_item(call: Callable[[T], Any], items: Sequence[T], clock: Clock) -> Run:
+    """Each of the items once a round, however many calls are asked for, and no call before them."""
+    return lambda number, calls: _timed(call, items, clock)[0]
+
+
 def many_callers(call: Callable[[T], Any], items: Sequence[T], pool: ThreadPoolExecutor, n: int, clock: Clock) -> Run:
-    """As :func:`one_caller`, by ``n`` threads of ``pool`` at once, each making that many calls."""
+    """As :func:`one_caller`, by ``n`` threads of ``pool`` at once: each calls with the same items, turned by one."""
 
     def run(number: int, calls: int) -> Burst:
         call(items[0])
         gate = threading.Barrier(n)
 
         def caller(k: int) -> tuple[Burst, int]:
-            mine = _portion(items, (number * n + k) * calls, calls)
+            mine = turned(_portion(items, number * calls, calls), k)
             gate.wait()
             return _timed(call, mine, clock)
 

@@ -35,7 +35,7 @@ def text_report(report: Report) -> str:
         ("rest", lambda r: ms(r.stages.rest)),
     ]
     speed: list[Column] = [("queries/s", lambda r: rate(r.per_second))]
-    scaling: list[Column] = [("scaling", lambda r: times(r.scaling))]
+    scaling: list[Column] = [("scaling", lambda r: quartiles(r.scaling))]
     size: list[Column] = [("tokens", _length)]
 
     def show(title: str, rows: Sequence[Any], columns: list[Column]) -> None:
@@ -89,8 +89,12 @@ def rate(value: float) -> str:
 
 
 def times(value: Ratio | None) -> str:
-    """The median, and the quartiles over the rounds."""
-    return "–" if value is None else f"{value.median:.2f}x [{value.low:.2f} {value.high:.2f}]"
+    """A median that says how many times, and the quartiles over the rounds."""
+    return quartiles(value, "x")
+
+
+def quartiles(value: Ratio | None, unit: str = "") -> str:
+    return "–" if value is None else f"{value.median:.2f}{unit} [{value.low:.2f} {value.high:.2f}]"
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Any]) -> str:
