@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from arllm.runtime import Router
+from arllm.runtime import Decision, Router
 from arllm.runtime.errors import MissingExtraError, QueryError
 from arllm.train import latency_machine
 from arllm.train.latency import Plan, Subject, measure, synthetic_pool
@@ -135,6 +136,49 @@ def test_subjects_route_the_same_queries_in_turns(nano: Router) -> None:
     assert found.tokens == found.batches == found.candidates == ()
     assert found.mix_of["source"] == "given"
     assert found.mix_of["truncated"] == 0.0
+
+
+class Slow:
+    """A router on a machine with one core for all: a query takes ``cost`` ns of the clock, and nothing else does."""
+
+    now = 0
+    lock = threading.Lock()
+
+    def __init__(self, router: Router, cost: int) -> None:
+        self._router, self._cost = router, cost
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(self._router, attribute)
+
+    def route(self, text: str) -> Decision:
+        with Slow.lock:
+            Slow.now += self._cost
+        return self._router.route(text)
+
+    def route_batch(self, texts: list[str]) -> list[Decision]:
+        return [self.route(text) for text in texts]
+
+
+def test_ratios_are_to_the_first_and_scaling_to_the_cores(nano: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_machine, "usable_cores", lambda: 2)
+    costs = {"slow": 8_000_000, "fast": 2_000_000}
+    subjects = [Subject(name, Slow(nano, cost)) for name, cost in costs.items()]  # type: ignore[arg-type]
+    plan = Plan(rounds=2, tokens=(8,), batches=(1, 2), candidates=())
+    found = measure(subjects, plan, queries=["a"], cold=False, clock=lambda: Slow.now)
+    for row in (*found.tokens, *found.mix):
+        assert row.per_second == pytest.approx(1e9 / costs[row.subject])  # two callers share the one core
+        if row.callers == 1:
+            assert row.latency.max == costs[row.subject] / 1e6
+        else:
+            assert row.callers == 2
+            assert row.scaling is not None
+            assert (row.scaling.low, row.scaling.high) == pytest.approx((0.5, 0.5))
+        if row.subject == "fast":
+            assert row.faster is not None
+            assert (row.faster.low, row.faster.high) == pytest.approx((4.0, 4.0))
+    for batch in found.batches:
+        assert batch.per_query_ms == pytest.approx(costs[batch.subject] / 1e6)
+        assert batch.faster is None or batch.faster.median == pytest.approx(4.0)
 
 
 def test_a_batch_that_would_take_too_long_is_left_out_and_said(nano: Router) -> None:
