@@ -86,7 +86,8 @@ METHOD = (
     "nearest-rank over all calls: p99 of fewer than 100 is their maximum.",
     "Python's cyclic garbage collector is off while timing, as timeit does it.",
     "faster: how many times as fast as the first subject, as the median over rounds [quartiles].",
-    "scaling: throughput of all callers over that of one caller times the cores that they can use, round by round.",
+    "scaling: throughput of all callers over that of one caller times the cores that they can use, round by "
+    "round; cpus: how many processors' time they got (fewer where other programs had them, or callers waited).",
     "Cold start: files are in the page cache; whole is from process start to first decision, as the parent sees it; "
     "every file's sha256 is verified.",
 )
@@ -144,7 +145,7 @@ def measure(
     if about["load_before"] and about["load_before"][0] > 0.5 * about["cores"]:
         notes.append(
             f"the machine was busy before this began (load average {about['load_before'][0]:g} on {about['cores']} "
-            "cores): times are too long, tails most; ratios still hold"
+            "cores): times are too long, tails most, and scaling too low; ratios to the first subject still hold"
         )
     cut = [subjects[0].router.tokenize(text)[1].truncated for text in mixes[0]]
     return Report(
@@ -231,6 +232,7 @@ def _routes(
                 scaling=None if many == 1 else ratio(
                     [per_second([b]) / per_second([a]) / ideal for a, b in zip(alone, bursts, strict=True)]
                 ),
+                cpus=None if many == 1 else sum(b.cpu for b in bursts) / max(1, sum(b.wall for b in bursts)),
                 faster=None if s == 0 or first is None else compare(first, bursts),
             )
         )  # fmt: skip

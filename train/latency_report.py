@@ -40,9 +40,9 @@ class Stages:
 class RouteRow:
     """``Router.route`` on texts of ``tokens`` ids, or on the mix (``tokens`` None).
 
-    ``stages`` are of one caller alone. ``scaling`` is this throughput over that of one caller times the cores that
-    the callers can use; None for one caller. ``faster``: how many times as fast as the first subject (of one caller
-    the latency, of several the throughput); None for the first.
+    ``stages`` are of one caller alone. Of several callers, ``scaling`` is their throughput over that of one caller
+    times the cores that they can use, and ``cpus`` how many processors' time they got meanwhile. ``faster``: how many
+    times as fast as the first subject (of one caller the latency, of several the throughput); None for the first.
     """
 
     subject: str
@@ -52,6 +52,7 @@ class RouteRow:
     per_second: float
     stages: Stages | None = None
     scaling: Ratio | None = None
+    cpus: float | None = None
     faster: Ratio | None = None
 
 

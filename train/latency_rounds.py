@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,11 +41,15 @@ class Bound:
 
 @dataclass(frozen=True)
 class Burst:
-    """Calls in a row: the duration of each and of all together, in ns, and what was kept of each answer."""
+    """Calls in a row: the duration of each and of all together, in ns, and what was kept of each answer.
+
+    ``cpu`` is what callers at once used of the processors' time, in ns.
+    """
 
     times: tuple[int, ...]
     wall: int
     kept: tuple[Any, ...] = ()
+    cpu: int = 0
 
 
 Run = Callable[[int, int], Burst]  # (round, calls) → what was timed
@@ -145,10 +150,11 @@ def many_callers(call: Callable[[T], Any], items: Sequence[T], pool: ThreadPoolE
             gate.wait()
             return _timed(call, mine, clock)
 
+        used = time.process_time_ns()
         done = [future.result() for future in [pool.submit(caller, k) for k in range(n)]]
         times = tuple(time for burst, _ in done for time in burst.times)
         wall = max(start + burst.wall for burst, start in done) - min(start for _, start in done)
-        return Burst(times, wall)
+        return Burst(times, wall, cpu=time.process_time_ns() - used)
 
     return run
 

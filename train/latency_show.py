@@ -35,7 +35,7 @@ def text_report(report: Report) -> str:
         ("rest", lambda r: ms(r.stages.rest)),
     ]
     speed: list[Column] = [("queries/s", lambda r: rate(r.per_second))]
-    scaling: list[Column] = [("scaling", lambda r: quartiles(r.scaling))]
+    scaling: list[Column] = [("scaling", lambda r: quartiles(r.scaling)), ("cpus", lambda r: f"{r.cpus:.2f}")]
     size: list[Column] = [("tokens", _length)]
 
     def show(title: str, rows: Sequence[Any], columns: list[Column]) -> None:

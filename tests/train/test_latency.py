@@ -55,7 +55,8 @@ def test_figures_are_ordered_and_add_up(report: Report) -> None:
     for row in (*report.tokens, *report.mix):
         assert row.per_second > 0
         assert (row.stages is None) == (row.callers > 1)
-        assert (row.scaling is None) == (row.callers == 1)
+        assert (row.scaling is None) == (row.cpus is None) == (row.callers == 1)
+        assert row.cpus is None or row.cpus > 0
         assert (row.faster is None) == (row.subject == "one")
         if row.stages is not None:
             parts = (row.stages.tokenize, row.stages.encode, row.stages.score, row.stages.rest)
@@ -84,7 +85,7 @@ def test_the_report_is_json_and_says_what_it_is_of(report: Report, nano: Router)
     assert data["subjects"][0]["digest"] == nano.bundle.digest
     assert data["subjects"][0]["variant"] == nano.variant
     assert set(data["tokens"][0]) == {
-        "subject", "tokens", "callers", "latency", "per_second", "stages", "scaling", "faster",
+        "subject", "tokens", "callers", "latency", "per_second", "stages", "scaling", "cpus", "faster",
     }  # fmt: skip
     assert set(data["tokens"][0]["latency"]) == {"n", "p50", "p95", "p99", "max"}
     assert data["machine"]["cores"] >= 1
@@ -236,7 +237,7 @@ def test_one_subject_needs_no_comparison(nano: Router) -> None:
     header = next(line for line in text.splitlines() if line.startswith("tokens "))
     assert "subject" not in header
     assert "faster" not in header
-    assert "at once" not in text
+    assert "callers at once" not in text
 
 
 @pytest.mark.parametrize(
