@@ -16,7 +16,7 @@ from arllm.export import commands as export_commands
 from arllm.runtime import requests, tables
 from arllm.runtime.errors import ArllmError, InputError, needs_extra
 from arllm.runtime.gateways import commands as gateway_commands
-from arllm.train import commands, pool_commands, preference_commands
+from arllm.train import commands, latency_commands, pool_commands, preference_commands
 
 
 class _Group(click.Group):
@@ -290,6 +290,7 @@ main.add_command(commands.data)
 main.add_command(gateway_commands.serve)
 main.add_command(preference_commands.calibrate)
 main.add_command(pool_commands.pool)
+main.add_command(latency_commands.bench)
 
 
 def _requests(texts: tuple[str, ...], jsonl: bool) -> Iterator[requests.Request]:

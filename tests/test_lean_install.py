@@ -46,6 +46,14 @@ def test_the_shipped_bundle_routes_at_once(lean_python: Path, tmp_path: Path) ->
     assert "conforms on" in _run(arllm, "doctor", "nano", cwd=tmp_path)
 
 
+def test_the_shipped_bundle_is_measured_without_any_extra(lean_python: Path, tmp_path: Path) -> None:
+    arllm = str(lean_python.parent / "arllm")
+    quick = ("--rounds", "1", "--tokens", "8", "--callers", "1", "--json")
+    report = json.loads(_run(arllm, "bench", "nano", *quick, cwd=tmp_path))
+    assert report["tokens"][0]["latency"]["p50"] > 0
+    assert report["cold"][0]["processes"] == 1
+
+
 def test_the_readme_example_runs_as_printed(lean_python: Path, tmp_path: Path) -> None:
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
