@@ -95,9 +95,9 @@ def test_the_manifest(run: Run, tiny_bundle: Path, manifest: dict[str, Any]) -> 
     }
     assert TokenSpec.from_json(manifest["tokens"]) == run.encoder.spec.tokens
     assert manifest["default_policy"] == "nir"
-    hdp = {"slope": run.hdp.slope, "weight": run.hdp.weight, "bias": run.hdp.bias}
+    assert len(run.hdp.centre) == len(run.encoder.spec.domains)
     nir = {"shape": "interaction", "calibration": run.calibration.to_json()}
-    assert manifest["policies"] == {"nir": nir, "hdp": hdp, "hdp-paper": {}}
+    assert manifest["policies"] == {"nir": nir, "hdp": run.hdp.to_json(), "hdp-paper": {}}
     costs = run.pool.costs
     assert manifest["cost"] == {"unit": run.pool.unit, "minimum": costs.min(), "maximum": costs.max()}
     for package in ("arllm", "torch", "transformers", "onnx", "onnxruntime", "tokenizers"):
