@@ -46,8 +46,8 @@ class Rules(Protocol):
 def export_router(folder: Path, rules: Rules) -> Path:
     """Write ``router.onnx`` beside the ``encoder.onnx`` and ``nir.onnx`` of a variant's ``folder``.
 
-    Its weights are theirs: NIR's large tensors move into the folder's ``weights.bin``, behind the encoder's, and both
-    graphs refer to them there.
+    Its weights are theirs: large tensors that still stand inside those files, as NIR's do, move into the folder's
+    ``weights.bin``, and both graphs refer to them there.
 
     Inputs: ``input_ids``, ``attention_mask`` (batch, tokens) int64; ``model_vectors`` (candidates, D) float32;
     ``offsets`` (candidates, 1 + D), ``costs`` (candidates,) and ``cost_bounds`` (2,) float64; ``candidate_mask``
@@ -58,26 +58,29 @@ def export_router(folder: Path, rules: Rules) -> Path:
         ValueError: the graphs can't be joined: they use operators of different versions, or the same names.
         BundleSchemaError: the calibration of ``nir`` is unusable.
     """
-    share_weights(folder)
-    encoder, nir = (onnx.load(str(folder / f"{kind}.onnx"), load_external_data=False) for kind in ("encoder", "nir"))
-    model = join(encoder, nir, rules)
-    path = folder / "router.onnx"
-    onnx.save_model(model, str(path))
-    return path
+    paths = [folder / "encoder.onnx", folder / "nir.onnx"]
+    for path in paths:
+        share_weights(path)
+    encoder, nir = (onnx.load(str(path), load_external_data=False) for path in paths)
+    written = folder / "router.onnx"
+    onnx.save_model(join(encoder, nir, rules), str(written))
+    return written
 
 
-def share_weights(folder: Path) -> None:
-    """Move the large tensors of ``nir.onnx`` to the end of ``weights.bin``, where another graph can refer to them."""
-    path = folder / "nir.onnx"
+def share_weights(path: Path) -> None:
+    """Move the large tensors of a graph to the end of ``weights.bin`` beside it, where others can refer to them."""
     model = onnx.load(str(path), load_external_data=False)
     inside = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL]
     large = [(t, data) for t in inside if len(data := numpy_helper.to_array(t).tobytes()) >= INLINE]
     if not large:
         return
-    with (folder / WEIGHTS).open("ab") as file:
+    with (path.parent / WEIGHTS).open("ab") as file:
         for tensor, data in large:
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
-            tensor.raw_data = data  # the helper takes no other form
+            # Numbers may stand in any of the fields; what is external has none, and the helper asks for raw data.
+            tensor.CopyFrom(
+                TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+            )
             external_data_helper.set_external_data(tensor, WEIGHTS, offset=file.tell(), length=len(data))
             tensor.ClearField("raw_data")
             file.write(data)
