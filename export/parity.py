@@ -227,7 +227,7 @@ def _batch_difference(
 ) -> float:
     """Largest difference of query vector and familiarity between batches of one length and single queries.
 
-    0 lets the runtime encode queries of one length together. Up to 64 lengths, the batch sizes of the runtime in turn.
+    0 lets the runtime encode queries of one length together. Up to 64 lengths, the runtime's batch sizes in turn.
     """
     by_length: dict[int, list[int]] = {}
     for i, row in enumerate(ids):

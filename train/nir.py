@@ -138,15 +138,16 @@ def _first_layer(layer: nn.Module, q: Tensor, m: Tensor, both: Tensor | None = N
     assert isinstance(layer, nn.Linear)
     weight, width = layer.weight, q.shape[1]
     of_m = functional.linear(m, weight[:, width : 2 * width], layer.bias)
-    alone: Tensor = functional.linear(q, weight[:, :width]).unsqueeze(1) + of_m
+    summed: Tensor = functional.linear(q, weight[:, :width]).unsqueeze(1) + of_m
     if both is not None:
-        alone = alone + functional.linear(both, weight[:, 2 * width :])
-    return alone
+        summed = summed + functional.linear(both, weight[:, 2 * width :])
+    return summed
 
 
 def _unit(rows: Tensor) -> Tensor:
     """Rows of length 1; a row of zeros stays one, as in :func:`torch.nn.functional.cosine_similarity`."""
-    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-8)
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / length.clamp_min(1e-8)
 
 
 def build_nir(shape: str, query_width: int, model_width: int) -> Nir:
