@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arllm.runtime.answer import Decision
+from arllm.runtime.answer import Decision, Timing
 from arllm.runtime.cache import BYTES_PER_ENTRY, CacheInfo, DecisionCache, Key
 from arllm.runtime.errors import BetaError, CandidateError, InputError, PolicyError, QueryError
 from arllm.runtime.pool import Candidate, Pool
@@ -159,10 +159,11 @@ def test_eight_threads_share_a_cache(tiny_bundle: Path, router: Router) -> None:
 
 # --- the bounds, against a plain list -------------------------------------------------------------------------
 
+ONE = np.ones(1)
 DECISION = Decision(
-    "a", ("a",), np.ones(1), np.ones(1), np.ones(1), np.ones(2, np.float32), ("d",), 1.0, 0.5, "nir", "v", False, None,
-    timing=None,  # type: ignore[arg-type]
-)  # fmt: skip
+    *("a", ("a",), ONE, ONE, ONE, np.ones(2, np.float32), ("d",), 1.0, 0.5, "nir", "v", False, None),
+    timing=Timing(1.0, 1.0, 1.0),
+)
 
 
 def key(text: str) -> Key:

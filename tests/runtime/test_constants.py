@@ -1,4 +1,4 @@
-"""Tests of runtime/constants.py: an input becomes a constant, nothing else changes, and what is no model is refused."""
+"""Tests of runtime/constants.py: an input becomes a constant, nothing else changes, what is no model is refused."""
 
 from __future__ import annotations
 
