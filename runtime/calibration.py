@@ -141,6 +141,6 @@ def overall(standings: NDArray[np.float64], difficulty: Floats) -> NDArray[np.fl
 def shrunk(quality: Floats, familiarity: Floats, known: NDArray[np.float64]) -> NDArray[np.float64]:
     """``known + familiarity * (quality - known)``: (B, M), (B,), (B, M) → (B, M) float64."""
     held = np.subtract(quality, known, dtype=np.float64)
-    held *= familiarity[:, None]
+    held *= np.asarray(familiarity)[:, None]
     held += known
     return held
