@@ -95,8 +95,8 @@ def test_the_least_recently_used_makes_room(remembering: Router) -> None:
     for text in ("a", "b", "c", "a", "d"):  # b is the oldest when d comes
         remembering.route(text)
     assert info(remembering).entries == info(remembering).capacity == 3
-    assert not remembering.route("b").cached
-    assert [remembering.route(text).cached for text in ("a", "d", "b")] == [False, True, True]
+    assert not remembering.route("b").cached  # and c makes room for it
+    assert [remembering.route(text).cached for text in ("a", "d", "b", "c")] == [True, True, True, False]
 
 
 def test_without_a_cache_nothing_is_remembered(router: Router) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def parts(tiny_bundle: Path) -> Parts:
     graph = manifest.variants["cpu-fp32"].encoder
     assert manifest.tokens is not None
     assert graph is not None
-    return TextTokenizer.from_file(tiny_bundle / "tokenizer.json", manifest.tokens), graph
+    longer = dataclasses.replace(manifest.tokens, max_tokens=TOKENS_TOGETHER)
+    return TextTokenizer.from_file(tiny_bundle / "tokenizer.json", longer), graph
 
 
 def encoder_of(parts: Parts, session: Additive, batch_invariant: bool = True) -> QueryEncoder:
