@@ -134,8 +134,10 @@ def check(report: dict[str, Any], variant: str, precision: str) -> None:
 def summary(report: dict[str, Any], default_policy: str) -> dict[str, Any]:
     """The few figures that stand in the manifest beside each variant."""
     figures = report["policies"][default_policy]
-    wanted = ("bytes", "queries", "query_vector_max_difference", "pooled_centred_cosine", "batch_max_difference")
-    wanted += ("latency",)
+    wanted = (
+        *("bytes", "queries", "query_vector_max_difference", "pooled_centred_cosine"),
+        *("batch_max_difference", "latency"),
+    )
     short = {key: report[key] for key in wanted if key in report}
     keys = ("quality_max_difference", "mean_regret", "agreement", "distinct_choices", "accuracy_loss")
     return {**short, "policy": default_policy, **{key: figures[key] for key in keys}}

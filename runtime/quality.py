@@ -53,7 +53,7 @@ def _over_ability(
     formula: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
     centre: Sequence[float] = (),
 ) -> Predict:
-    """A formula of ability (B, M), less ``sum_d p_d * centre_d``, and difficulty (B, 1): a prediction over one pool."""
+    """A formula of ability less ``sum_d p_d * centre_d``, (B, M), and difficulty (B, 1), over one pool."""
     domains = model_vectors.shape[1]
     columns = np.ascontiguousarray(model_vectors.T, dtype=np.float64)  # (D, M)
     if centre:
