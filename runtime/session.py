@@ -180,6 +180,8 @@ def _without(
     path: Path, declared: tuple[Tensor, ...], constants: Mapping[str, NDArray[np.float32]]
 ) -> tuple[Tensor, ...]:
     """The declared inputs that are left; a constant must fit the declaration of its own."""
+    for name in sorted(constants.keys() - {tensor.name for tensor in declared}):
+        raise BundleIOMismatchError(f"{path}: input {name!r}: the manifest declares nothing, the graph must take it")
     for tensor in declared:
         value = constants.get(tensor.name)
         if value is not None and (

@@ -225,7 +225,7 @@ def test_warmup_reaches_the_longest_query(router: Router, monkeypatch: pytest.Mo
     router.warmup()
     assert router.bundle.manifest.tokens is not None
     assert max(lengths) == router.bundle.manifest.tokens.max_tokens
-    assert min(lengths) <= 16
+    assert min(lengths) < max(lengths)
 
 
 def test_candidates_narrow_the_choice_and_keep_the_scale(router: Router) -> None:
