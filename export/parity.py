@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from arllm.runtime import decision as rule
+from arllm.runtime.encoder import TOGETHER, TOKENS_TOGETHER
 from arllm.runtime.errors import ParityError
 from arllm.runtime.quality import Hdp, HdpPaper
 from arllm.runtime.router import Router
@@ -84,6 +85,7 @@ def measure(router: Router, reference: Reference) -> dict[str, Any]:
         mean = reference.pooled.mean(axis=0)
         report["pooled_centred_cosine"] = _cosine(pooled - mean, reference.pooled - mean)
         report["padded_batch_max_difference"] = _padded_difference(session, reference, vectors)
+        report["batch_max_difference"] = _batch_difference(session, reference.ids, vectors, familiarity)
     model_vectors, costs = router.pool.vectors(), router.normalized_costs
     twins, twin_costs = _near_ties(model_vectors, costs)
     report["policies"], report["near_ties"] = {}, {}
@@ -132,7 +134,10 @@ def check(report: dict[str, Any], variant: str, precision: str) -> None:
 def summary(report: dict[str, Any], default_policy: str) -> dict[str, Any]:
     """The few figures that stand in the manifest beside each variant."""
     figures = report["policies"][default_policy]
-    wanted = ("bytes", "queries", "query_vector_max_difference", "pooled_centred_cosine", "latency")
+    wanted = (
+        *("bytes", "queries", "query_vector_max_difference", "pooled_centred_cosine"),
+        *("batch_max_difference", "latency"),
+    )
     short = {key: report[key] for key in wanted if key in report}
     keys = ("quality_max_difference", "mean_regret", "agreement", "distinct_choices", "accuracy_loss")
     return {**short, "policy": default_policy, **{key: figures[key] for key in keys}}
@@ -216,6 +221,28 @@ def _padded_difference(session: Session, reference: Reference, singly: NDArray[n
         ids, mask = pad_batch([reference.ids[i] for i in index], reference.encoder.spec.tokens.pad_id)
         batched = session.run("query_vector", {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
         worst = max(worst, _largest(batched, singly[index]))
+    return worst
+
+
+def _batch_difference(
+    session: Session, ids: Sequence[NDArray[np.int64]], vectors: NDArray[np.float32], familiarity: NDArray[np.float32]
+) -> float:
+    """Largest difference of query vector and familiarity between batches of one length and single queries.
+
+    0 lets the runtime encode queries of one length together. Up to 64 lengths, the runtime's batch sizes in turn.
+    """
+    by_length: dict[int, list[int]] = {}
+    for i, row in enumerate(ids):
+        by_length.setdefault(len(row), []).append(i)
+    lengths = sorted(by_length)
+    worst = 0.0
+    for turn, at in enumerate(np.unique(np.linspace(0, len(lengths) - 1, 64).astype(int))):
+        most = max(2, TOKENS_TOGETHER // lengths[at])
+        index = np.resize(by_length[lengths[at]], min(TOGETHER[turn % len(TOGETHER)], most))
+        together = np.stack([ids[i] for i in index])
+        inputs = {"input_ids": together, "attention_mask": np.ones_like(together)}
+        found, known = session.run_many(("query_vector", "familiarity"), inputs)
+        worst = max(worst, _largest(found, vectors[index]), _largest(known, familiarity[index]))
     return worst
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,15 +33,19 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds spent on a decision, by stage."""
+    """Milliseconds spent on a decision, by stage.
+
+    Of queries that were encoded together each has its share. Of a decision out of the cache the look-up is all.
+    """
 
     tokenize_ms: float
     encode_ms: float
     score_ms: float
+    lookup_ms: float = 0.0
 
     @property
     def total_ms(self) -> float:
-        return self.tokenize_ms + self.encode_ms + self.score_ms
+        return self.tokenize_ms + self.encode_ms + self.score_ms + self.lookup_ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class Decision:
     """Which candidate answers the query, and why.
 
     The arrays cover the candidates that were allowed, in tie-break order (cost, name); ``quality``,
-    ``utility`` and ``cost`` give them by name.
+    ``utility`` and ``cost`` give them by name. They are read-only: decisions out of the cache share them.
     """
 
     model: str
@@ -66,6 +70,11 @@ class Decision:
     pool_overridden: bool
     truncation: Truncation | None  # None where the caller gave a query vector
     timing: Timing
+    cached: bool = False  # the same question was asked before, and the router's cache remembered the answer
+
+    def recalled(self, lookup_ms: float) -> Decision:
+        """This decision as the cache gives it: nothing was tokenized, encoded or scored for it."""
+        return replace(self, timing=Timing(0.0, 0.0, 0.0, lookup_ms), cached=True)
 
     @property
     def quality(self) -> dict[str, float]:
@@ -117,6 +126,7 @@ class Decision:
             "policy": self.policy,
             "variant": self.variant,
             "pool_overridden": self.pool_overridden,
+            "cached": self.cached,
             "domains": dict(query.domains),
             "difficulty": query.difficulty,
             "embedding": list(query.embedding),
@@ -129,6 +139,7 @@ class Decision:
                 "tokenize": self.timing.tokenize_ms,
                 "encode": self.timing.encode_ms,
                 "score": self.timing.score_ms,
+                "lookup": self.timing.lookup_ms,
                 "total": self.timing.total_ms,
             },
         }

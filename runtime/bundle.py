@@ -77,6 +77,11 @@ class Variant:
     def graphs(self) -> tuple[Graph, ...]:
         return tuple(graph for graph in (self.encoder, self.nir, self.router) if graph is not None)
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a query got the same bits in a batch of its length and alone, where the variant was measured."""
+        return self.parity.get("batch_max_difference") == 0.0
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -76,9 +76,33 @@ class Calibration:
 
 def logit(probability: Floats) -> NDArray[np.float64]:
     """Log odds of probabilities held in [EDGE, 1 - EDGE]."""
-    held = np.clip(np.asarray(probability, dtype=np.float64), EDGE, 1.0 - EDGE)
+    held = np.minimum(np.maximum(np.asarray(probability, dtype=np.float64), EDGE), 1.0 - EDGE)
     odds: NDArray[np.float64] = np.log(held / (1.0 - held))
     return odds
+
+
+class PoolCalibration:
+    """A :class:`Calibration` of one pool; both of its sums over domains are one matrix product.
+
+    ``table`` (M, 1 + D) is :meth:`Calibration.table` of the candidates, ``model_vectors`` (M, D).
+    """
+
+    def __init__(self, calibration: Calibration, table: NDArray[np.float64], model_vectors: Array) -> None:
+        self._count, self._domains = model_vectors.shape
+        self._keep, self._scale, self._base = 1.0 - calibration.ability, calibration.scale, table[:, 0].copy()
+        shares = calibration.ability * model_vectors.T.astype(np.float64)
+        self._products = np.concatenate([shares, table[:, 1:].T], axis=1)  # (D, 2M)
+
+    def __call__(self, prediction: Floats, query_vectors: Array) -> NDArray[np.float64]:
+        """Predictions (B, M) of a policy, query vectors (B, Q) → calibrated P(correct), (B, M) float64 in (0, 1)."""
+        sums = query_vectors[:, : self._domains].astype(np.float64) @ self._products
+        blend = np.multiply(prediction, self._keep, dtype=np.float64)
+        blend += sums[:, : self._count]
+        score = logit(blend)
+        score *= self._scale
+        score += self._base
+        score += sums[:, self._count :]
+        return sigmoid(score)
 
 
 def calibrated(
@@ -88,14 +112,8 @@ def calibrated(
     query_vectors: Array,
     model_vectors: Array,
 ) -> NDArray[np.float64]:
-    """Predictions (B, M) of a policy → calibrated P(correct), (B, M) float64 in (0, 1).
-
-    ``table`` (M, 1 + D) is :meth:`Calibration.table` of the candidates; query_vectors (B, Q), model_vectors (M, D).
-    """
-    domains = query_vectors[:, : model_vectors.shape[1]].astype(np.float64)
-    score = calibration.scale * logit(mixed(prediction, query_vectors, model_vectors, calibration.ability))
-    score += table[:, 0] + domains @ table[:, 1:].T
-    return sigmoid(score)
+    """:class:`PoolCalibration`, used once: (B, M) → (B, M)."""
+    return PoolCalibration(calibration, table, model_vectors)(prediction, query_vectors)
 
 
 def mixed(prediction: Floats, query_vectors: Array, model_vectors: Array, share: float) -> NDArray[np.float64]:
@@ -122,6 +140,7 @@ def overall(standings: NDArray[np.float64], difficulty: Floats) -> NDArray[np.fl
 
 def shrunk(quality: Floats, familiarity: Floats, known: NDArray[np.float64]) -> NDArray[np.float64]:
     """``known + familiarity * (quality - known)``: (B, M), (B,), (B, M) → (B, M) float64."""
-    certain = np.asarray(familiarity, dtype=np.float64)[:, None]
-    held: NDArray[np.float64] = known + certain * (np.asarray(quality, dtype=np.float64) - known)
+    held = np.subtract(quality, known, dtype=np.float64)
+    held *= np.asarray(familiarity)[:, None]
+    held += known
     return held

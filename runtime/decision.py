@@ -7,7 +7,7 @@ Candidates stand in tie-break order (cost, name), as :class:`arllm.runtime.pool.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,10 @@ def utility(quality: Floats, normalized_cost: Floats, beta: float) -> NDArray[np
     return gain
 
 
-def candidate_mask(names: Sequence[str], allowed: Collection[str] | None) -> NDArray[np.bool_] | None:
-    """(M,) bool, or None where every candidate is allowed.
+def candidate_rows(positions: Mapping[str, int], allowed: Collection[str] | None) -> NDArray[np.intp] | None:
+    """Positions of the allowed candidates, (K,) ascending, or None where every candidate is allowed.
+
+    ``positions`` are those of the names in the pool.
 
     Raises:
         CandidateError: an unknown name, or no name at all.
@@ -73,10 +75,20 @@ def candidate_mask(names: Sequence[str], allowed: Collection[str] | None) -> NDA
         raise CandidateError(f"candidates must be a collection of names, not {allowed!r}") from None
     if not wanted:
         raise CandidateError("the candidate set is empty: name at least one candidate, or pass None for all")
-    unknown = sorted(wanted - set(names), key=str)
+    unknown = sorted(wanted - positions.keys(), key=str)
     if unknown:
-        raise CandidateError(f"unknown candidate {unknown[0]!r}: the pool has {', '.join(names)}")
-    return np.array([name in wanted for name in names], dtype=np.bool_)
+        raise CandidateError(f"unknown candidate {unknown[0]!r}: the pool has {', '.join(positions)}")
+    return np.array(sorted(positions[name] for name in wanted), dtype=np.intp)
+
+
+def candidate_mask(names: Sequence[str], allowed: Collection[str] | None) -> NDArray[np.bool_] | None:
+    """:func:`candidate_rows` as (M,) bool."""
+    rows = candidate_rows({name: i for i, name in enumerate(names)}, allowed)
+    if rows is None:
+        return None
+    mask = np.zeros(len(names), dtype=np.bool_)
+    mask[rows] = True
+    return mask
 
 
 def choose(utilities: Floats, mask: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:

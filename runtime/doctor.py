@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -12,7 +11,7 @@ import onnxruntime
 from arllm.runtime.bundle import open_bundle
 from arllm.runtime.conformance import rerun
 from arllm.runtime.router import Router
-from arllm.runtime.session import instruction_sets, why_not
+from arllm.runtime.session import cores, instruction_sets, why_not
 
 
 def examine(bundle: str | None = None) -> tuple[dict[str, Any], bool]:
@@ -30,7 +29,7 @@ def examine(bundle: str | None = None) -> tuple[dict[str, Any], bool]:
         "providers": ", ".join(onnxruntime.get_available_providers()),
         "machine": platform.machine(),
         "instruction sets": ", ".join(sorted(instruction_sets())) or "none known",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": "1 for each inference, unless Router.load(threads=…) says otherwise",
     }
     if bundle is None:

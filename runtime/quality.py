@@ -6,9 +6,9 @@ Knows nothing about cost, beta or text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,30 @@ from numpy.typing import NDArray
 from arllm.runtime.errors import BundleSchemaError
 
 if TYPE_CHECKING:  # training fits HDP without an ONNX Runtime
-    from arllm.runtime.session import Session
+    from arllm.runtime.bundle import Graph
+    from arllm.runtime.session import Opener
 
 Array = NDArray[np.float32]
+Predict = Callable[[Array], NDArray[np.floating[Any]]]  # query vectors (B, Q) → P(correct) (B, M), in [0, 1]
 
 
-class Quality(Protocol):
+class Quality:
     """A policy's prediction of P(correct)."""
 
+    def bind(self, model_vectors: Array) -> Predict:
+        """The prediction over one pool, model vectors (M, D); what depends on them alone is computed here, once."""
+        raise NotImplementedError
+
     def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.floating[Any]]:
-        """(B, Q) and (M, D) → (B, M), in [0, 1]."""
-        ...
+        """(B, Q) and (M, D) → (B, M), in [0, 1]: :meth:`bind` for a single use."""
+        return self.bind(model_vectors)(query_vectors)
 
 
 def sigmoid(score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """``1 / (1 + exp(-score))``."""
-    share: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-score))
-    return share
+    share: NDArray[np.float64] = np.exp(-score)
+    share += 1.0
+    return np.reciprocal(share, out=share)
 
 
 def ability(query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
@@ -41,21 +48,38 @@ def ability(query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
     return query_vectors[:, :domains].astype(np.float64) @ model_vectors.T.astype(np.float64)
 
 
+def _over_ability(
+    model_vectors: Array,
+    formula: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
+    centre: Sequence[float] = (),
+) -> Predict:
+    """A formula of ability less ``sum_d p_d * centre_d``, (B, M), and difficulty (B, 1), over one pool."""
+    domains = model_vectors.shape[1]
+    columns = np.ascontiguousarray(model_vectors.T, dtype=np.float64)  # (D, M)
+    if centre:
+        columns = columns - np.array(centre)[:, None]
+
+    def predict(query_vectors: Array) -> NDArray[np.float64]:
+        able: NDArray[np.float64] = query_vectors[:, :domains].astype(np.float64) @ columns
+        return formula(able, query_vectors[:, domains, None].astype(np.float64))
+
+    return predict
+
+
 @dataclass(frozen=True)
-class HdpPaper:
+class HdpPaper(Quality):
     """HDP exactly as published: ``clip((ability - difficulty + 1) / 2, 0, 1)``.
 
     Difficulty is the same for every candidate of a query and the clip does not bind, so it moves no decision:
     this policy is the published baseline, kept for comparison. Source: AR-LLM.
     """
 
-    def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
-        difficulty = query_vectors[:, model_vectors.shape[1], None].astype(np.float64)
-        return np.clip((ability(query_vectors, model_vectors) - difficulty + 1.0) / 2.0, 0.0, 1.0)
+    def bind(self, model_vectors: Array) -> Predict:
+        return _over_ability(model_vectors, lambda able, hard: np.clip((able - hard + 1.0) / 2.0, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Hdp:
+class Hdp(Quality):
     """HDP in which difficulty matters: ``sigmoid(slope * (ability - centre) - weight * difficulty + bias)``.
 
     ``centre`` is the ability of the training pool's mean candidate, ``sum_d p_d * centre_d``: how hard a domain is
@@ -92,20 +116,24 @@ class Hdp:
     def to_json(self) -> dict[str, Any]:
         return {"slope": self.slope, "weight": self.weight, "bias": self.bias, "centre": list(self.centre)}
 
-    def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.float64]:
-        width = model_vectors.shape[1]
-        difficulty = query_vectors[:, width, None].astype(np.float64)
-        able = ability(query_vectors, model_vectors)
-        if self.centre:
-            able -= query_vectors[:, :width].astype(np.float64) @ np.array(self.centre)[:, None]
-        return sigmoid(self.slope * able - self.weight * difficulty + self.bias)
+    def bind(self, model_vectors: Array) -> Predict:
+        return _over_ability(
+            model_vectors,
+            lambda able, hard: sigmoid(self.slope * able + (self.bias - self.weight * hard)),
+            self.centre,
+        )
 
 
-class Nir:
-    """The Neural Interaction Router's graph: every (query, candidate) pair in one call."""
+class Nir(Quality):
+    """The Neural Interaction Router's graph: every (query, candidate) pair in one call.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    Its model vectors are made part of the graph, so that ONNX Runtime computes their side of the network once, when
+    it opens the graph, and not for every query.
+    """
 
-    def predict(self, query_vectors: Array, model_vectors: Array) -> Array:
-        return self._session.run("quality", {"query_vectors": query_vectors, "model_vectors": model_vectors})
+    def __init__(self, opener: Opener, graph: Graph) -> None:
+        self._opener, self._graph = opener, graph
+
+    def bind(self, model_vectors: Array) -> Predict:
+        session = self._opener(self._graph, constants={"model_vectors": model_vectors})
+        return lambda query_vectors: session.run("quality", {"query_vectors": query_vectors})

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import functools
+import itertools
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from arllm.runtime import decision as rule
+from arllm.runtime import parts
 from arllm.runtime.answer import Decision, Encoded, Timing
-from arllm.runtime.bundle import MANIFEST, Bundle, Variant, open_bundle
-from arllm.runtime.calibration import Calibration, calibrated, overall, shrunk, standing
+from arllm.runtime.bundle import Bundle, Variant, open_bundle
+from arllm.runtime.cache import CacheInfo, DecisionCache, Key
+from arllm.runtime.calibration import overall, shrunk, standing
 from arllm.runtime.encoder import QueryEncoder
-from arllm.runtime.errors import (
-    BundleIOMismatchError,
-    BundleSchemaError,
-    CandidateError,
-    PolicyError,
-    PoolError,
-    QueryError,
-    VariantError,
-)
-from arllm.runtime.pool import Candidate, Pool, read_pool_json
-from arllm.runtime.quality import Hdp, HdpPaper, Nir, Quality
-from arllm.runtime.session import Session, pick_variant
-from arllm.runtime.tokens import TextTokenizer, Truncation
+from arllm.runtime.errors import InputError, PolicyError, PoolError, QueryError, VariantError
+from arllm.runtime.pool import Pool, read_pool_json
+from arllm.runtime.quality import Quality
+from arllm.runtime.session import Session, cores, pick_variant
+from arllm.runtime.tokens import Truncation
+
+Profile = Literal["guest", "latency"]
+
+WINDOW = 1024  # texts of a batch that are held at once
+MS = 1e-6  # of a nanosecond
 
 
 class Router:
-    """Routes queries with one variant of one bundle. Thread-safe: nothing changes after loading.
+    """Routes queries with one variant of one bundle. Thread-safe: all that changes after loading is the cache.
 
     Use :meth:`load`.
     """
@@ -45,6 +44,7 @@ class Router:
         encoder: QueryEncoder | None,
         policies: Mapping[str, Quality],
         pool: Pool | None = None,
+        cache: int = 0,
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
@@ -52,10 +52,12 @@ class Router:
         self.pool = bundle.pool if pool is None else pool
         self._pool_overridden = pool is not None
         self._names = self.pool.names
+        self._positions = {name: i for i, name in enumerate(self._names)}
         self._vectors = self.pool.vectors()
-        if self._vectors.shape[1] != len(manifest.domains):
+        self._domains = len(manifest.domains)
+        if self._vectors.shape[1] != self._domains:
             raise PoolError(
-                f"model vectors have {self._vectors.shape[1]} entries, the bundle expects {len(manifest.domains)}"
+                f"model vectors have {self._vectors.shape[1]} entries, the bundle expects {self._domains}"
             )
         self._costs = self.pool.costs
         self._normalized = rule.normalize_costs(self._costs, manifest.cost_minimum, manifest.cost_maximum)
@@ -65,17 +67,14 @@ class Router:
             raise PoolError("a cost is too far outside the bundle's range to be normalized")
         self._encoder = encoder
         self._policies = dict(policies)
-        self._calibrations: dict[str, tuple[Calibration, NDArray[np.float64]]] = {}
-        for name, parameters in manifest.policies.items():
-            if "calibration" in parameters:
-                with _in_manifest(bundle, name):
-                    calibration = Calibration.from_json(parameters["calibration"], len(manifest.domains))
-                self._calibrations[name] = calibration, calibration.table(self._names)
+        self._bound = {name: quality.bind(self._vectors) for name, quality in self._policies.items()}
+        self._calibrations = parts.calibrations(bundle, self._names, self._vectors)
         self._prior = self._standings = None
         if manifest.domain_shares is not None:
             self._prior = self._vectors.astype(np.float64) @ np.array(manifest.domain_shares)
             if manifest.mean_difficulty is not None:
                 self._standings = standing(self._prior, manifest.mean_difficulty)
+        self._cache = DecisionCache(cache) if cache else None
 
     @classmethod
     def load(
@@ -85,34 +84,60 @@ class Router:
         threads: int | None = None,
         verify: bool = True,
         pool: Pool | str | os.PathLike[str] | None = None,
+        *,
+        profile: Profile = "guest",
+        cache: int = 0,
     ) -> Router:
         """Load a bundle folder, or one that ships by its name (``"nano"``).
 
         Args:
             variant: one of the bundle's, or ``auto``: the first of the manifest that this machine can run.
-            threads: of a single inference; None = 1, so that the host keeps its other cores.
+            threads: of a single inference; None = as the profile says.
             verify: compare every file's sha256 with the manifest.
             pool: other costs or candidates (a :class:`Pool`, or a pool.json). Model vectors are taken from the
                 bundle where it leaves them out; costs stay on the bundle's scale, so that beta keeps its meaning.
+            profile: ``guest``, in somebody else's process: one thread, and where there are more they sleep while they
+                wait. ``latency``: the machine is the router's: a thread for each core, waiting awake.
+            cache: remember the decisions of so many queries, the least recently used make room; 0 = none. It is
+                exact: text, beta, policy and candidates are compared whole. Texts take at most 4 KiB an entry, all
+                in all; each decision two float64 arrays of the pool's length.
 
         Raises:
             BundleError, VariantError, PoolError: nothing is repaired, downloaded or replaced in silence.
+            InputError: threads, profile or cache is none of the above.
         """
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise VariantError(f"threads must be a whole number of at least 1, not {threads!r}")
+        if profile not in ("guest", "latency"):
+            raise InputError(f"profile must be guest or latency, not {profile!r}")
+        if isinstance(cache, bool) or not isinstance(cache, int) or cache < 0:
+            raise InputError(f"cache must be a whole number of at least 0, not {cache!r}")
         opened = open_bundle(bundle, verify=verify)
         picked = pick_variant(opened.manifest.variants, variant)
         override = None
         if pool is not None:
             given = pool if isinstance(pool, Pool) else read_pool_json(pool)
-            override = _with_bundle_vectors(given, opened.pool)
-        return cls.of(opened, picked, threads or 1, override)
+            override = parts.with_bundle_vectors(given, opened.pool)
+        wanted = threads or (1 if profile == "guest" else cores())
+        return cls.of(opened, picked, wanted, override, profile=profile, cache=cache)
 
     @classmethod
-    def of(cls, bundle: Bundle, variant: Variant, threads: int = 1, pool: Pool | None = None) -> Router:
+    def of(
+        cls,
+        bundle: Bundle,
+        variant: Variant,
+        threads: int = 1,
+        pool: Pool | None = None,
+        *,
+        profile: Profile = "guest",
+        cache: int = 0,
+    ) -> Router:
         """A router of a bundle that is open and a variant that is picked; the pool has model vectors."""
-        encoder, policies = _encoder(bundle, variant, threads), _policies(bundle, variant, threads)
-        return cls(bundle, variant.name, encoder, policies, pool)
+        opener = functools.partial(
+            Session, bundle.path, provider=variant.provider, threads=threads, spin=profile == "latency"
+        )
+        encoder, policies = parts.encoder(bundle, variant, opener), parts.policies(bundle, variant, opener)
+        return cls(bundle, variant.name, encoder, policies, pool, cache)
 
     def route(
         self,
@@ -131,17 +156,24 @@ class Router:
         Raises:
             QueryError, BetaError, PolicyError, CandidateError: all are also ValueErrors.
         """
-        beta = rule.check_beta(beta)
-        mask = rule.candidate_mask(self._names, candidates)
-        name = self._policy(policy)
+        asked = self._ask(beta, policy, candidates)
         encoder = self._require_encoder()
         started = time.perf_counter_ns()
+        if self._cache is not None and isinstance(text, str):
+            key = asked.key(text)
+            found = self._cache.get(key)
+            if found is not None:
+                return found.recalled((time.perf_counter_ns() - started) * MS)
+            started = time.perf_counter_ns()
         ids, truncation = encoder.tokenize(text)
         tokenized = time.perf_counter_ns()
         vector, familiarity = encoder.encode(ids)
         encoded = time.perf_counter_ns()
-        stages = (tokenized - started, encoded - tokenized)
-        return self._decide(vector, familiarity, beta, name, mask, truncation, stages, encoded)
+        stages = ((tokenized - started) * MS, (encoded - tokenized) * MS)
+        decision = self._decide(vector, familiarity, asked, truncation, stages, encoded)
+        if self._cache is not None:
+            self._cache.put(key, decision)
+        return decision
 
     def route_batch(
         self,
@@ -150,10 +182,19 @@ class Router:
         policy: str | None = None,
         candidates: Collection[str] | None = None,
     ) -> list[Decision]:
-        """:meth:`route` for every text, in order; a text's decision does not depend on the others."""
+        """:meth:`route` for every text, in order; a text's decision does not depend on the others.
+
+        Texts of one length are encoded together where the variant gives the same bits for it.
+        """
         if isinstance(texts, (str, bytes)):
             raise QueryError("route_batch takes a list of queries; for one query call route")
-        return [self.route(text, beta, policy, candidates) for text in texts]
+        asked = self._ask(beta, policy, candidates)
+        self._require_encoder()
+        decisions: list[Decision] = []
+        rest = iter(texts)
+        while window := list(itertools.islice(rest, WINDOW)):
+            decisions += self._route_window(window, asked)
+        return decisions
 
     def route_vector(
         self,
@@ -168,9 +209,7 @@ class Router:
         Raises:
             QueryError: another width than the bundle's, a value that is not finite, a familiarity outside [0, 1].
         """
-        beta = rule.check_beta(beta)
-        mask = rule.candidate_mask(self._names, candidates)
-        name = self._policy(policy)
+        asked = self._ask(beta, policy, candidates)
         if not isinstance(familiarity, (int, float, np.floating)) or not 0.0 <= familiarity <= 1.0:
             raise QueryError(f"familiarity must lie in [0, 1], not {familiarity!r}")
         try:
@@ -183,7 +222,7 @@ class Router:
         if not np.isfinite(vector).all():
             raise QueryError("the query vector holds a value that is not finite")
         certain = np.array([familiarity], dtype=np.float32)
-        return self._decide(vector[None], certain, beta, name, mask, None, (0, 0), time.perf_counter_ns())
+        return self._decide(vector[None], certain, asked, None, (0.0, 0.0), time.perf_counter_ns())
 
     async def aroute(
         self,
@@ -193,6 +232,8 @@ class Router:
         candidates: Collection[str] | None = None,
     ) -> Decision:
         """:meth:`route` in a worker thread, for an event loop that must not wait."""
+        import asyncio  # an event loop has brought it in; others need not wait for it
+
         return await asyncio.to_thread(self.route, text, beta, policy, candidates)
 
     def tokenize(self, text: str) -> tuple[NDArray[np.int64], Truncation]:
@@ -218,8 +259,7 @@ class Router:
         it was published.
         """
         name = self._policy(policy)
-        prediction = self._policies[name].predict(query_vectors, self._vectors)
-        return self.refine(name, prediction, query_vectors, familiarity)
+        return self.refine(name, self._bound[name](query_vectors), query_vectors, familiarity)
 
     def refine(
         self,
@@ -231,10 +271,9 @@ class Router:
         """What :meth:`predict` makes of a policy's bare prediction (B, M): calibrated, then shrunk."""
         quality = prediction
         if policy in self._calibrations:
-            calibration, table = self._calibrations[policy]
-            quality = calibrated(calibration, table, quality, query_vectors, self._vectors)
+            quality = self._calibrations[policy](quality, query_vectors)
         if familiarity is not None and self._standings is not None and policy != "hdp-paper":
-            difficulty = query_vectors[:, self._vectors.shape[1]]
+            difficulty = query_vectors[:, self._domains]
             quality = shrunk(quality, familiarity, overall(self._standings, difficulty))
         return quality
 
@@ -247,13 +286,23 @@ class Router:
         """(M,) overall accuracy of each candidate, toward which strange queries shrink; None in a NIR-only bundle."""
         return self._prior
 
-    def warmup(self, lengths: Sequence[int] = (8, 64, 256)) -> None:
-        """Route texts of about these many tokens, so that the first real query pays for no allocation."""
-        if self._encoder is None:
+    def warmup(self, lengths: Sequence[int] | None = None) -> None:
+        """Route texts of about these many tokens, so that the first real query pays for no allocation.
+
+        None = short, middling, and the longest that the encoder takes.
+        """
+        if self._encoder is None or self.bundle.manifest.tokens is None:
             self.route_vector(np.full(self.bundle.manifest.query_width, 0.5, dtype=np.float32))
             return
-        for length in lengths:
-            self.route("warm up " * max(1, length // 2))
+        most = self.bundle.manifest.tokens.max_tokens
+        for length in (8, 64, 256, most) if lengths is None else lengths:
+            ids, _ = self.tokenize("warm up " * max(1, min(length, most) // 2))
+            vector, familiarity = self._encoder.encode(ids)
+            self.predict(vector, familiarity=familiarity)
+
+    def cache_info(self) -> CacheInfo | None:
+        """Hits, misses and what is held, or None where the router has no cache."""
+        return None if self._cache is None else self._cache.info()
 
     @property
     def normalized_costs(self) -> NDArray[np.float64]:
@@ -263,6 +312,11 @@ class Router:
     @property
     def policies(self) -> tuple[str, ...]:
         return tuple(self._policies)
+
+    def _ask(self, beta: float, policy: str | None, candidates: Collection[str] | None) -> _Asked:
+        value = rule.check_beta(beta)
+        rows = rule.candidate_rows(self._positions, candidates)
+        return _Asked(value, self._policy(policy), rows)
 
     def _policy(self, policy: str | None) -> str:
         name = self.bundle.manifest.default_policy if policy is None else policy
@@ -275,96 +329,79 @@ class Router:
             raise QueryError("this bundle holds no encoder (NIR alone): call route_vector with a query vector")
         return self._encoder
 
+    def _route_window(self, texts: Sequence[str], asked: _Asked) -> list[Decision]:
+        decisions: dict[int, Decision] = {}
+        waiting: list[tuple[int, NDArray[np.int64], Truncation, float]] = []  # and the milliseconds of tokenization
+        encoder, cache = self._require_encoder(), self._cache
+        for i, text in enumerate(texts):
+            started = time.perf_counter_ns()
+            if cache is not None and isinstance(text, str):
+                found = cache.get(asked.key(text))
+                if found is not None:
+                    decisions[i] = found.recalled((time.perf_counter_ns() - started) * MS)
+                    continue
+                started = time.perf_counter_ns()
+            ids, truncation = encoder.tokenize(text)
+            waiting.append((i, ids, truncation, (time.perf_counter_ns() - started) * MS))
+        started = time.perf_counter_ns()
+        for group, (vectors, familiarity) in encoder.encode_groups([row[1] for row in waiting]):
+            share = (time.perf_counter_ns() - started) * MS / len(group)
+            for at, member in enumerate(group):
+                i, _, truncation, tokenized = waiting[member]
+                one = slice(at, at + 1)
+                stages, now = (tokenized, share), time.perf_counter_ns()
+                # A copy: the decision must not hold on to its neighbours.
+                decision = self._decide(vectors[one].copy(), familiarity[one], asked, truncation, stages, now)
+                decisions[i] = decision
+                if cache is not None:
+                    cache.put(asked.key(texts[i]), decision)
+            started = time.perf_counter_ns()
+        return [decisions[i] for i in range(len(texts))]
+
     def _decide(
         self,
         vector: NDArray[np.float32],
         familiarity: NDArray[np.float32],
-        beta: float,
-        policy: str,
-        mask: NDArray[np.bool_] | None,
+        asked: _Asked,
         truncation: Truncation | None,
-        stages: tuple[int, int],
+        stages: tuple[float, float],
         scoring_started: int,
     ) -> Decision:
-        qualities = self.predict(vector, policy, familiarity)[0]
-        utilities = rule.utility(qualities, self._normalized, beta)
-        names, costs = self._names, self._costs
-        model = names[int(rule.choose(utilities, mask))]
-        if mask is not None:
-            names = tuple(name for name, keep in zip(names, mask, strict=True) if keep)
-            qualities, utilities, costs = qualities[mask], utilities[mask], costs[mask]
-        score = time.perf_counter_ns() - scoring_started
+        qualities = self.predict(vector, asked.policy, familiarity)[0]
+        names, costs, normalized = self._names, self._costs, self._normalized
+        if asked.rows is not None:
+            names = tuple([names[i] for i in asked.rows.tolist()])
+            qualities, costs, normalized = qualities[asked.rows], costs[asked.rows], normalized[asked.rows]
+        utilities = rule.utility(qualities, normalized, asked.beta)
+        model = names[int(rule.choose(utilities))]
+        shown = vector[0]
+        for shared in (qualities, utilities, costs, shown):
+            shared.setflags(write=False)
+        score = (time.perf_counter_ns() - scoring_started) * MS
         return Decision(
             model=model,
             candidates=names,
             qualities=qualities,
             utilities=utilities,
             costs=costs,
-            vector=vector[0],
+            vector=shown,
             domain_names=self.bundle.manifest.domains,
             familiarity=float(familiarity[0]),
-            beta=beta,
-            policy=policy,
+            beta=asked.beta,
+            policy=asked.policy,
             variant=self.variant,
             pool_overridden=self._pool_overridden,
             truncation=truncation,
-            timing=Timing(stages[0] / 1e6, stages[1] / 1e6, score / 1e6),
+            timing=Timing(stages[0], stages[1], score),
         )
 
 
-def _encoder(bundle: Bundle, variant: Variant, threads: int) -> QueryEncoder | None:
-    manifest = bundle.manifest
-    if variant.encoder is None or manifest.tokens is None:
-        return None
-    tokenizer = TextTokenizer.from_file(bundle.path / "tokenizer.json", manifest.tokens)
-    session = Session(bundle.path, variant.encoder, variant.provider, threads)
-    width = next(t.dims[-1] for t in variant.encoder.outputs if t.name == "query_vector")
-    if isinstance(width, int) and width != manifest.query_width:
-        raise BundleIOMismatchError(
-            f"{bundle.path / variant.encoder.path}: gives query vectors of {width} entries, the manifest's "
-            f"domains, difficulty and embedding make {manifest.query_width}"
-        )
-    return QueryEncoder(tokenizer, session, variant.encoder)
+class _Asked(NamedTuple):
+    """What a caller asks for beside the text, checked."""
 
+    beta: float
+    policy: str
+    rows: NDArray[np.intp] | None  # positions of the allowed candidates; None = all
 
-def _policies(bundle: Bundle, variant: Variant, threads: int) -> dict[str, Quality]:
-    found: dict[str, Quality] = {}
-    for name, parameters in bundle.manifest.policies.items():
-        if name == "nir" and variant.nir is not None:
-            found[name] = Nir(Session(bundle.path, variant.nir, variant.provider, threads))
-        elif name == "hdp":
-            with _in_manifest(bundle, name):
-                found[name] = Hdp.from_json(parameters, len(bundle.manifest.domains))
-        elif name == "hdp-paper":
-            found[name] = HdpPaper()
-    return found
-
-
-@contextlib.contextmanager
-def _in_manifest(bundle: Bundle, policy: str) -> Iterator[None]:
-    """Names the file and the policy in an error about its parameters."""
-    try:
-        yield
-    except BundleSchemaError as error:
-        raise BundleSchemaError(f"{bundle.path / MANIFEST}: policies.{policy}: {error}") from None
-
-
-def _with_bundle_vectors(given: Pool, bundled: Pool) -> Pool:
-    if given.unit != bundled.unit and "unspecified" not in (given.unit, bundled.unit):
-        raise PoolError(
-            f"the pool override's costs are in {given.unit!r}, the bundle's in {bundled.unit!r}: "
-            "beta would lose its meaning; convert them"
-        )
-    known = {candidate.name: candidate for candidate in bundled.candidates}
-    rows = []
-    for candidate in given.candidates:
-        vector = candidate.vector
-        if vector is None:
-            if candidate.name not in known:
-                raise CandidateError(
-                    f"candidate {candidate.name!r} of the pool override has no model vector and is not in the "
-                    f"bundle ({', '.join(known)})"
-                )
-            vector = known[candidate.name].vector
-        rows.append(Candidate(candidate.name, candidate.cost, vector, candidate.metadata))
-    return Pool(tuple(rows), given.unit)
+    def key(self, text: str) -> Key:
+        return Key(text, self.beta, self.policy, None if self.rows is None else self.rows.tobytes())

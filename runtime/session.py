@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import platform
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arllm.runtime.bundle import GRAPH_IO, Graph, Variant
+from arllm.runtime.bundle import GRAPH_IO, Graph, Tensor, Variant
+from arllm.runtime.constants import with_constant
 from arllm.runtime.errors import BundleIntegrityError, BundleIOMismatchError, MissingExtraError, VariantError
 
 try:
@@ -48,6 +52,11 @@ def has_instruction_set(name: str) -> bool:
     return name == "any" or name in have or (name in EXACT_SUMS and bool(have & EXACT_SUMS))
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def why_not(variant: Variant) -> str | None:
     """The reason why this machine can't run a variant as it was measured, or None where it can."""
     available = onnxruntime.get_available_providers()
@@ -83,17 +92,46 @@ def pick_variant(variants: dict[str, Variant], wanted: str) -> Variant:
 class Session:
     """One graph, opened as the manifest says, its inputs and outputs checked against it."""
 
-    def __init__(self, root: Path, graph: Graph, provider: str, threads: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        graph: Graph,
+        provider: str,
+        threads: int,
+        *,
+        spin: bool = False,
+        constants: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:
+        """Open a graph.
+
+        Args:
+            threads: of one inference.
+            spin: they wait for work awake, on the host's cores; else they sleep.
+            constants: inputs that become part of the graph: what they alone decide is computed here, once.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # A guest in somebody else's process: waiting threads sleep instead of burning the host's cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.enable_mem_pattern = False  # lengths differ from query to query: a pattern would never be reused
         path = self._path = root / graph.path
+        constants = constants or {}
+        inputs = _without(path, graph.inputs, constants)
+        settled = {d for t in graph.inputs if t.name in constants for d in t.dims if isinstance(d, str)}
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            source: str | bytes = str(path)
+            if constants:
+                source = path.read_bytes()
+                for name, value in constants.items():
+                    source = with_constant(source, name, value)
+                # External data is sought beside the file, and bytes have no place.
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", str(path.parent)
+                )
+            self._session = onnxruntime.InferenceSession(source, options, providers=[provider])
+        except LookupError as error:
+            raise BundleIOMismatchError(f"{path}: {error.args[0]}") from None
         except Exception as error:  # onnxruntime's exceptions share no public base
             detail = str(error).strip().splitlines()[0]
             raise BundleIntegrityError(f"{path}: ONNX Runtime can't open the graph: {detail}") from None
@@ -101,17 +139,17 @@ class Session:
         if active[0] != provider:
             raise VariantError(f"{path}: asked for {provider}, ONNX Runtime fell back to {active[0]}")
         for what, declared, live in (
-            ("input", graph.inputs, self._session.get_inputs()),
+            ("input", inputs, self._session.get_inputs()),
             ("output", graph.outputs, self._session.get_outputs()),
         ):
-            _check_io(path, what, declared, live)
+            _check_io(path, what, declared, live, settled)
         wanted, asked = GRAPH_IO[graph.kind]
-        inputs, outputs = ({tensor.name for tensor in side} for side in (graph.inputs, graph.outputs))
-        if inputs != wanted or not asked <= outputs:
+        takes, gives = ({tensor.name for tensor in side} for side in (graph.inputs, graph.outputs))
+        if takes != wanted or not asked <= gives:
             raise BundleIOMismatchError(
                 f"{path}: as {graph.kind} it must take {', '.join(sorted(wanted))} and give "
-                f"{', '.join(sorted(asked))}; it takes {', '.join(sorted(inputs))} and gives "
-                f"{', '.join(sorted(outputs))}"
+                f"{', '.join(sorted(asked))}; it takes {', '.join(sorted(takes))} and gives "
+                f"{', '.join(sorted(gives))}"
             )
 
     def run(self, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -132,12 +170,41 @@ class Session:
         return results
 
 
-def _check_io(path: Path, what: str, declared: tuple[Any, ...], live: list[Any]) -> None:
-    want = {
-        t.name: (ONNX_TYPES[t.dtype], len(t.dims), [d if isinstance(d, int) else "?" for d in t.dims])
-        for t in declared
-    }
-    have = {t.name: (t.type, len(t.shape), [d if isinstance(d, int) else "?" for d in t.shape]) for t in live}
+class Opener(Protocol):
+    """Opens a graph of the variant, as :class:`Session` does."""
+
+    def __call__(self, graph: Graph, *, constants: Mapping[str, NDArray[np.float32]] | None = None) -> Session: ...
+
+
+def _without(
+    path: Path, declared: tuple[Tensor, ...], constants: Mapping[str, NDArray[np.float32]]
+) -> tuple[Tensor, ...]:
+    """The declared inputs that are left; a constant must fit the declaration of its own."""
+    for name in sorted(constants.keys() - {tensor.name for tensor in declared}):
+        raise BundleIOMismatchError(f"{path}: input {name!r}: the manifest declares nothing, the graph must take it")
+    for tensor in declared:
+        value = constants.get(tensor.name)
+        if value is not None and (
+            tensor.dtype != "float32"
+            or len(tensor.dims) != value.ndim
+            or any(isinstance(d, int) and d != size for d, size in zip(tensor.dims, value.shape, strict=True))
+        ):
+            raise BundleIOMismatchError(
+                f"{path}: input {tensor.name!r}: the manifest declares {tensor.dtype} of dims {list(tensor.dims)}, "
+                f"the pool gives float32 of {list(value.shape)}"
+            )
+    return tuple(tensor for tensor in declared if tensor.name not in constants)
+
+
+def _check_io(path: Path, what: str, declared: tuple[Tensor, ...], live: list[Any], settled: Collection[str]) -> None:
+    """``settled``: symbols that a constant gave a size; ONNX Runtime may have found it out."""
+    symbols = {t.name: t.dims for t in declared}
+    want = {t.name: (ONNX_TYPES[t.dtype], len(t.dims), _fixed(t.dims)) for t in declared}
+    have = {}
+    for t in live:
+        named = symbols.get(t.name, ())
+        dims = [name if name in settled else d for name, d in itertools.zip_longest(named, t.shape)][: len(t.shape)]
+        have[t.name] = (t.type, len(t.shape), _fixed(dims))
     for name in sorted(set(want) | set(have)):
         if want.get(name) != have.get(name):
             described = [
@@ -147,3 +214,7 @@ def _check_io(path: Path, what: str, declared: tuple[Any, ...], live: list[Any])
             raise BundleIOMismatchError(
                 f"{path}: {what} {name!r}: the manifest declares {described[0]}, the graph has {described[1]}"
             )
+
+
+def _fixed(dims: Iterable[str | int | None]) -> list[str | int]:
+    return [d if isinstance(d, int) else "?" for d in dims]

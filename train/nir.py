@@ -67,17 +67,19 @@ class InteractionNir(Nir):
             nn.Linear(hidden[1], 1),
         )
 
-    def _score(self, q: Tensor, m: Tensor) -> Tensor:
+    def forward(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
+        q, m = self.q_proj(query_vectors), self.m_proj(model_vectors)
         cosine = functional.cosine_similarity(q, m, dim=-1).unsqueeze(-1)
         scored: Tensor = self.fc_layers(torch.cat([q, m, q * m, (q - m).abs(), cosine], dim=-1))
         return scored.squeeze(-1)
 
-    def forward(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
-        return self._score(self.q_proj(query_vectors), self.m_proj(model_vectors))
-
     def all_pairs(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
-        q, m = _broadcast(self.q_proj(query_vectors), self.m_proj(model_vectors))
-        return self._score(q, m)
+        q, m = self.q_proj(query_vectors), self.m_proj(model_vectors)  # (B, H), (M, H)
+        cosine = _unit(q) @ _unit(m).T
+        each = q.unsqueeze(1)
+        both = torch.cat([each * m, (each - m).abs(), cosine.unsqueeze(-1)], dim=-1)
+        scored: Tensor = self.fc_layers[1:](_first_layer(self.fc_layers[0], q, m, both))
+        return scored.squeeze(-1)
 
 
 class NcfNir(Nir):
@@ -104,32 +106,48 @@ class NcfNir(Nir):
         self.dropout = nn.Dropout(dropout)
         self.output_layer = nn.Linear(hidden[1] + projection, 1)
 
-    def _score(self, q_mlp: Tensor, m_mlp: Tensor, q_mf: Tensor, m_mf: Tensor) -> Tensor:
+    def forward(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
+        q_mlp = functional.relu(self.q_proj_mlp(query_vectors))
+        m_mlp = functional.relu(self.m_proj_mlp(model_vectors))
         x = torch.cat([q_mlp, m_mlp], dim=-1)
         for layer in self.fc_layers:
             x = self.dropout(functional.relu(layer(x)))
-        scored: Tensor = self.output_layer(torch.cat([x, q_mf * m_mf], dim=-1))
+        product = self.q_proj_mf(query_vectors) * self.m_proj_mf(model_vectors)
+        scored: Tensor = self.output_layer(torch.cat([x, product], dim=-1))
         return scored.squeeze(-1)
-
-    def forward(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
-        return self._score(
-            functional.relu(self.q_proj_mlp(query_vectors)),
-            functional.relu(self.m_proj_mlp(model_vectors)),
-            self.q_proj_mf(query_vectors),
-            self.m_proj_mf(model_vectors),
-        )
 
     def all_pairs(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
         q_mlp = functional.relu(self.q_proj_mlp(query_vectors))
         m_mlp = functional.relu(self.m_proj_mlp(model_vectors))
-        pairs = _broadcast(q_mlp, m_mlp)
-        return self._score(*pairs, *_broadcast(self.q_proj_mf(query_vectors), self.m_proj_mf(model_vectors)))
+        first, second = self.fc_layers
+        x = self.dropout(functional.relu(_first_layer(first, q_mlp, m_mlp)))
+        x = self.dropout(functional.relu(second(x)))
+        last, width = self.output_layer, x.shape[-1]
+        of_x, of_product = last.weight[:, :width], last.weight[:, width:]
+        product = (self.q_proj_mf(query_vectors) * of_product) @ self.m_proj_mf(model_vectors).T  # (B, M)
+        scored: Tensor = functional.linear(x, of_x, last.bias).squeeze(-1) + product
+        return scored
 
 
-def _broadcast(q: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H) and (M, H) → both (B, M, H)."""
-    shape = (q.shape[0], m.shape[0], q.shape[1])
-    return q.unsqueeze(1).expand(shape), m.unsqueeze(0).expand(shape)
+def _first_layer(layer: nn.Module, q: Tensor, m: Tensor, both: Tensor | None = None) -> Tensor:
+    """A linear layer on every ``[q, m, both]`` (B, M, hidden), in parts: q (B, H), m (M, H), both (B, M, K).
+
+    What sees q or m alone is multiplied once a row, not once a pair; in an exported graph the side of m is then
+    constant for a pool.
+    """
+    assert isinstance(layer, nn.Linear)
+    weight, width = layer.weight, q.shape[1]
+    of_m = functional.linear(m, weight[:, width : 2 * width], layer.bias)
+    summed: Tensor = functional.linear(q, weight[:, :width]).unsqueeze(1) + of_m
+    if both is not None:
+        summed = summed + functional.linear(both, weight[:, 2 * width :])
+    return summed
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays one, as in :func:`torch.nn.functional.cosine_similarity`."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / length.clamp_min(1e-8)
 
 
 def build_nir(shape: str, query_width: int, model_width: int) -> Nir:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from arllm.runtime.bundle import SCHEMA_VERSION, Bundle, Manifest
 from arllm.runtime.encoder import QueryEncoder
 from arllm.runtime.pool import Pool
-from arllm.runtime.quality import HdpPaper, Quality
+from arllm.runtime.quality import HdpPaper, Predict, Quality
 from arllm.runtime.router import Router
 from arllm.runtime.tokens import TextTokenizer
 from arllm.train.encoder import QueryEncoder as Network
@@ -35,17 +35,21 @@ class _Encoder(QueryEncoder):
             return vector.numpy(), self._network.familiarity(one, mask).numpy()
 
 
-class _Nir:
+class _Nir(Quality):
     """The policy with PyTorch in the place of the graph."""
 
     def __init__(self, nir: Nir) -> None:
         self._nir = nir
 
-    def predict(self, query_vectors: NDArray[np.float32], model_vectors: NDArray[np.float32]) -> NDArray[Any]:
-        with torch.inference_mode():
-            logits = self._nir.all_pairs(torch.from_numpy(query_vectors), torch.from_numpy(model_vectors))
-            quality: NDArray[Any] = logits.sigmoid().numpy()
-        return quality
+    def bind(self, model_vectors: NDArray[np.float32]) -> Predict:
+        models = torch.from_numpy(model_vectors)
+
+        def predict(query_vectors: NDArray[np.float32]) -> NDArray[Any]:
+            with torch.inference_mode():
+                quality: NDArray[Any] = self._nir.all_pairs(torch.from_numpy(query_vectors), models).sigmoid().numpy()
+            return quality
+
+        return predict
 
 
 def run_router(run: Run, path: str | os.PathLike[str], pool: Pool | None = None) -> Router:

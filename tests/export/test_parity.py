@@ -17,6 +17,7 @@ import torch
 from arllm.export import authored, authored_int8, graphs, parity
 from arllm.export import bundle as exporting
 from arllm.export.bundle import export_run
+from arllm.runtime.bundle import open_bundle
 from arllm.runtime.errors import ExportError, ParityError
 from arllm.runtime.quality import HdpPaper
 from arllm.runtime.router import Router
@@ -58,6 +59,39 @@ def test_the_tiny_bundle_is_within_its_bounds(reports: dict[str, dict[str, Any]]
     assert int8["familiarity_max_difference"] < 1e-5  # of whole numbers that no variant rounds
     assert int8["query_vector_max_difference"] > 1e-5  # int8 was measured, not fp32 twice
     assert int8["pooled_centred_cosine"]["mean"] < fp32["pooled_centred_cosine"]["mean"]
+
+
+class _Drifting:
+    """Stands for a session whose batches of one size differ from single queries by a known amount."""
+
+    def __init__(self, size: int, drift: float) -> None:
+        self.size, self.drift = size, drift
+        self.sizes: set[int] = set()
+
+    def run_many(self, outputs: tuple[str, ...], inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+        ids = inputs["input_ids"]
+        self.sizes.add(len(ids))
+        found = ids.sum(axis=1, dtype=np.float32)
+        return [found[:, None], found + (self.drift if len(ids) == self.size else 0.0)]
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 16, 32])
+def test_a_batch_of_any_size_is_compared_with_its_queries(size: int) -> None:
+    ids = [np.full(length, length, dtype=np.int64) for length in (3, 4, 5, 6, 7, 7, 900)]
+    singly = np.array([float(row.sum()) for row in ids], dtype=np.float32)
+    for drift in (0.0, 0.5):
+        session = _Drifting(size, drift)
+        assert parity._batch_difference(session, ids, singly[:, None], singly) == drift  # type: ignore[arg-type]
+        assert session.sizes == {2, 4, 8, 16, 32}
+
+
+def test_a_variant_is_batch_invariant_only_where_no_bit_differed(tiny_bundle: Path) -> None:
+    for variant in open_bundle(tiny_bundle).manifest.variants.values():
+        assert variant.batch_invariant == (variant.parity["batch_max_difference"] == 0.0)
+        for figure, promised in ((0.0, True), (1e-9, False), (None, False)):
+            summary = {**variant.parity, "batch_max_difference": figure}
+            assert dataclasses.replace(variant, parity=summary).batch_invariant is promised
+        assert not dataclasses.replace(variant, parity={}).batch_invariant  # of a bundle that never measured it
 
 
 def test_what_is_compared_is_the_refined_quality(run: Run, tiny_bundle: Path) -> None:
@@ -311,7 +345,7 @@ def test_parity_json_has_every_figure(tiny_bundle: Path) -> None:
         assert {"mean", "min"} == set(report["pooled_centred_cosine"]) == set(report["pooled_cosine"])
         assert report["queries"] >= 40
         assert report["graph"] == "authored"
-        for key in ("query_vector", "familiarity", "pooled", "padded_batch"):
+        for key in ("query_vector", "familiarity", "pooled", "padded_batch", "batch"):
             assert math.isfinite(report[f"{key}_max_difference"])
         assert set(report["policies"]) == set(report["near_ties"]) == {"nir", "hdp", "hdp-paper"}
         for figures in report["policies"].values():

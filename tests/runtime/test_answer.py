@@ -74,6 +74,7 @@ def test_to_dict_holds_everything_as_json() -> None:
         "policy": "nir",
         "variant": "cpu-fp32",
         "pool_overridden": False,
+        "cached": False,
         "domains": {"x": 0.25, "y": 0.75},
         "difficulty": 0.5,
         "embedding": [-1.0],
@@ -82,8 +83,16 @@ def test_to_dict_holds_everything_as_json() -> None:
         "truncated": True,
         "bytes_dropped": 7,
         "tokens_dropped": 3,
-        "timing_ms": {"tokenize": 1.0, "encode": 2.0, "score": 4.0, "total": 7.0},
+        "timing_ms": {"tokenize": 1.0, "encode": 2.0, "score": 4.0, "lookup": 0.0, "total": 7.0},
     }
+
+
+def test_a_recalled_decision_took_its_look_up_alone() -> None:
+    first = decision("b", [0.25, 0.5])
+    again = first.recalled(0.5)
+    assert (again.cached, again.timing.total_ms, again.timing.lookup_ms) == (True, 0.5, 0.5)
+    assert (first.cached, first.timing.total_ms) == (False, 7.0)
+    assert {**again.to_dict(), "cached": False, "timing_ms": None} == {**first.to_dict(), "timing_ms": None}
 
 
 def test_a_given_vector_was_not_truncated() -> None:

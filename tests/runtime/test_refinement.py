@@ -231,7 +231,7 @@ def test_a_bundle_of_schema_1_has_neither(bundle_copy: Any, router: Router) -> N
             {"calibration": {"ability": 1, "scale": 1, "default": [0], "offsets": {}}},
             "'default' has 1 offsets, expected 10",
         ),
-        ("hdp", {"slope": "steep"}, "slope, weight and bias must be numbers"),
+        ("hdp", {"slope": "steep"}, "slope, weight, bias and centre must be numbers"),
     ],
 )
 def test_unusable_parameters_name_the_manifest_and_the_policy(

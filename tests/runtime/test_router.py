@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arllm.runtime import session
 from arllm.runtime.answer import Decision
 from arllm.runtime.errors import (
     ArllmError,
@@ -25,6 +26,7 @@ from arllm.runtime.errors import (
 )
 from arllm.runtime.pool import Candidate, Pool
 from arllm.runtime.router import Router
+from arllm.runtime.session import cores
 
 TEXTS = [
     "",
@@ -211,6 +213,21 @@ def test_warmup_changes_nothing(router: Router) -> None:
     assert_same(router.route(TEXTS[1]), before)
 
 
+def test_warmup_reaches_the_longest_query(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert router._encoder is not None
+    lengths, real = [], router._encoder.encode
+
+    def watched(ids: Any) -> Any:
+        lengths.append(len(ids))
+        return real(ids)
+
+    monkeypatch.setattr(router._encoder, "encode", watched)
+    router.warmup()
+    assert router.bundle.manifest.tokens is not None
+    assert max(lengths) == router.bundle.manifest.tokens.max_tokens
+    assert min(lengths) < max(lengths)
+
+
 def test_candidates_narrow_the_choice_and_keep_the_scale(router: Router) -> None:
     allowed = ("sim-large", "sim-small", "sim-math")
     for beta in BETAS:
@@ -331,7 +348,40 @@ def test_unusable_threads_are_refused(tiny_bundle: Path, threads: Any) -> None:
         Router.load(tiny_bundle, threads=threads)
 
 
-def test_two_threads_decide_alike(tiny_bundle: Path, router: Router) -> None:
-    two = Router.load(tiny_bundle, variant="cpu-fp32", threads=2)
+@pytest.mark.parametrize("profile", ["", "fast", None, 1])
+def test_an_unknown_profile_is_refused(tiny_bundle: Path, profile: Any) -> None:
+    with pytest.raises(InputError, match="profile must be guest or latency"):
+        Router.load(tiny_bundle, profile=profile)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threads", "spin"),
+    [
+        ({}, 1, "0"),
+        ({"profile": "guest"}, 1, "0"),
+        ({"threads": 3}, 3, "0"),
+        ({"profile": "latency"}, cores(), "1"),
+        ({"profile": "latency", "threads": 1}, 1, "1"),
+    ],
+)
+def test_a_profile_is_what_every_graph_gets(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], threads: int, spin: str
+) -> None:
+    opened = []
+    real = session.onnxruntime.InferenceSession
+
+    def watched(source: Any, options: Any, **rest: Any) -> Any:
+        spinning = options.get_session_config_entry("session.intra_op.allow_spinning")
+        opened.append((options.intra_op_num_threads, options.inter_op_num_threads, spinning))
+        return real(source, options, **rest)
+
+    monkeypatch.setattr(session.onnxruntime, "InferenceSession", watched)
+    Router.load(tiny_bundle, variant="cpu-fp32", **arguments)
+    assert opened == [(threads, 1, spin)] * 2  # encoder and NIR
+
+
+@pytest.mark.parametrize("arguments", [{"threads": 2}, {"profile": "latency"}])
+def test_more_threads_decide_alike(tiny_bundle: Path, router: Router, arguments: dict[str, Any]) -> None:
+    two = Router.load(tiny_bundle, variant="cpu-fp32", **arguments)
     for text in TEXTS:
         assert two.route(text).qualities == pytest.approx(router.route(text).qualities, abs=1e-5)
