@@ -8,6 +8,7 @@ product may be written otherwise: see :mod:`arllm.export.authored_int8`. The tra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from arllm.train.encoder import QueryEncoder
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 IR_VERSION = 10  # of opset 20
+LONGEST_SUM = 128
 MASKED = -1e9  # finite: a row that sees no token must not become NaN, which pooling can't mask
 
 
@@ -80,7 +82,7 @@ class Builder:
         return names
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def constant(self, value: Any, dtype: type) -> str:
@@ -176,7 +178,7 @@ def author_views(network: Network, token_weight: Weights, products: FloatProduct
     rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
     visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
     hidden = _Layers(b, network, visible, products).write(rows)
-    _views(b, rows, hidden, visible, token_weight, network.width)
+    _views(b, rows, hidden, visible, token_weight)
     graph = helper.make_graph(
         b.nodes,
         "encoder",
@@ -206,14 +208,15 @@ def _trace_heads(heads: nn.Module, width: int) -> onnx.ModelProto:
     return compose.add_prefix(model, "heads/", rename_inputs=False, rename_outputs=False)
 
 
-def _views(b: Builder, rows: str, hidden: str, visible: str, token_weight: Weights, width: int) -> None:
+def _views(b: Builder, rows: str, hidden: str, visible: str, token_weight: Weights) -> None:
     """``pooled``, (B, width), and ``views``, (B, 2 * width), as :meth:`QueryEncoder.views` defines them."""
     count = b("ReduceSum", visible, b.shape(-1), keepdims=1)  # (B, 1)
     share = b("Div", visible, b("Max", count, b.constant(1.0, np.float32)))
-    mean = b("MatMul", b("Unsqueeze", share, b.shape(1)), hidden)  # (B, 1, width)
-    pooled = b("Reshape", mean, b.shape(-1, width), output="pooled")
     weight = b("Mul", b("Gather", b.weight("token_weight", token_weight), "input_ids"), visible)
-    summed = b("Reshape", b("MatMul", b("Unsqueeze", weight, b.shape(1)), rows), b.shape(-1, width))
+    # Both rows for either product: a single one takes another kernel, whose sums depend on the padding.
+    both = b("Concat", b("Unsqueeze", share, b.shape(1)), b("Unsqueeze", weight, b.shape(1)), axis=1)  # (B, 2, S)
+    pooled = b("Gather", b("MatMul", both, hidden), b.constant(0, np.int64), axis=1, output="pooled")  # (B, width)
+    summed = b("Gather", b("MatMul", both, rows), b.constant(1, np.int64), axis=1)
     square = b("ReduceMean", b("Mul", summed, summed), b.shape(-1), keepdims=1)
     norm = b("Max", b("Sqrt", square), b.constant(1e-6, np.float32))
     b("Concat", pooled, b("Div", summed, norm), axis=-1, output="views")
@@ -302,7 +305,7 @@ class _Layers:
         b, net = self.b, self.network
 
         def scores() -> str:
-            return b("FusedMatMul", q, k, domain=MICROSOFT, transB=1, alpha=net.score_scale)
+            return _scores(b, q, k, net)
 
         def masked() -> str:
             tokens = b("Shape", "input_ids", start=1)
@@ -344,3 +347,15 @@ class _Layers:
     @property
     def _rank(self) -> int:
         return 4 if self.network.kv_heads == 1 else 5
+
+
+def _scores(b: Builder, q: str, k: str, net: Network) -> str:
+    """Scaled products of queries and keys, summed over at most ``LONGEST_SUM`` products at a time.
+
+    Longer sums ONNX Runtime cuts where the number of tokens has it, so that they would depend on the padding.
+    """
+    parts = range(0, net.head_dim, LONGEST_SUM)
+    widths = [min(LONGEST_SUM, net.head_dim - start) for start in parts]
+    sides = zip(b.split(q, *widths), b.split(k, *widths), strict=True) if len(widths) > 1 else [(q, k)]
+    products = [b("FusedMatMul", *side, domain=MICROSOFT, transB=1, alpha=net.score_scale) for side in sides]
+    return functools.reduce(lambda one, other: b("Add", one, other), products)

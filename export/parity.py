@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from arllm.runtime import decision as rule
+from arllm.runtime.conformance import TOLERANCE
 from arllm.runtime.encoder import TOGETHER, TOKENS_TOGETHER
 from arllm.runtime.errors import ParityError
 from arllm.runtime.quality import Hdp, HdpPaper
@@ -27,6 +28,10 @@ BETAS = tuple(round(0.05 * k, 2) for k in range(21))
 
 FP32_TOLERANCE = 1e-4  # of the query vector and quality, absolute
 INT8_REGRET = 0.002  # mean utility lost by choosing as the variant does, judged by PyTorch's utilities
+# Of the query vector between a padded batch and the query alone, authored int8: 0 where ONNX Runtime's kernels sum in
+# one order whatever the padding (AVX-512); elsewhere a few activations may round to the other side, as they may on
+# another processor: the same bound as conformance has.
+INVARIANCE = TOLERANCE["int8"]
 INT8_ACCURACY_LOSS = 0.003  # of the chosen candidates on held-out outcomes, mean over beta
 
 Floats = NDArray[np.floating[Any]]
@@ -107,6 +112,9 @@ def measure(router: Router, reference: Reference) -> dict[str, Any]:
 def check(report: dict[str, Any], variant: str, precision: str) -> None:
     """Hold a report against the bounds.
 
+    A traced int8 graph shares activation scales in a batch: it is run on single queries, and what padding does to it
+    is recorded, not bounded.
+
     Raises:
         ParityError: names the variant, the figure, its value and its bound.
     """
@@ -129,6 +137,8 @@ def check(report: dict[str, Any], variant: str, precision: str) -> None:
         for name in ("query_vector_max_difference", "familiarity_max_difference", "padded_batch_max_difference"):
             if name in report:
                 bound(name.replace("_", " "), report[name], FP32_TOLERANCE)
+    elif report.get("graph") == "authored":
+        bound("padded batch max difference", report["padded_batch_max_difference"], INVARIANCE)
 
 
 def summary(report: dict[str, Any], default_policy: str) -> dict[str, Any]:
