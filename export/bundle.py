@@ -87,7 +87,7 @@ def export_run(
     if unknown or not variants:
         raise ExportError(f"unknown variant {unknown[:1]}: choose among {', '.join(VARIANTS)}")
     if trim_vocabulary is not None:
-        run = trimming.trim(run, trim_vocabulary, progress)
+        run = trimming.trim(run, trim_vocabulary, verify_queries, progress)
     encoder = run.encoder
     backbone = dict(encoder.spec.source)
     content = Content(

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arllm.export.parity import FP32_TOLERANCE, compare, encode_reference
+from arllm.export.parity import FP32_TOLERANCE, compare
 from arllm.export.vocabulary import BYTES, Vocabulary
 from arllm.runtime.bundle import sha256_of
 from arllm.runtime.errors import ExportError, OutcomesError, ParityError
 from arllm.runtime.tokens import TextTokenizer
-from arllm.train.encoder import QueryEncoder
+from arllm.train.encoder import QueryEncoder, by_length, encode_all
 from arllm.train.outcomes import Source
 from arllm.train.records import lines
 from arllm.train.run_router import run_router
@@ -45,7 +45,7 @@ class Corpus:
     sources: tuple[Source, ...]
 
 
-def trim(run: Run, keep: str, progress: Progress) -> Run:
+def trim(run: Run, keep: str, verify_queries: int, progress: Progress) -> Run:
     """The run on fewer pieces; ``keep`` is their number, or the path of a corpus whose queries must stay as they are.
 
     A number takes, after what any text needs (:meth:`Vocabulary.indispensable`) and the prompt: the most frequent
@@ -54,8 +54,8 @@ def trim(run: Run, keep: str, progress: Progress) -> Run:
     frequency in the tokenizer's own training. ``nano``'s tokenizer comes from the training queries, so that its ranks
     say both. A corpus takes every piece that it uses, and the same share of single characters.
 
-    What was done is told by the run's ``source["vocabulary"]``, with :func:`losses` on the held-out queries that are
-    not in the corpus.
+    What was done is told by the run's ``source["vocabulary"]``, with :func:`losses` on up to ``verify_queries``
+    held-out queries that are not in the corpus.
 
     Raises:
         ExportError: the tokenizer is no plain BPE, or the number is too small or not smaller than what is there.
@@ -85,7 +85,8 @@ def trim(run: Run, keep: str, progress: Progress) -> Run:
         kept = vocabulary.closed(needed, vocabulary.characters, limit)
     tokenizer, old = vocabulary.trimmed(kept)
     trimmed = replace(run, encoder=trim_encoder(run.encoder, old), tokenizer=tokenizer)
-    figures = losses(run, trimmed, old, [query not in corpus.queries for query in run.heldout.queries])
+    unseen = np.flatnonzero([query not in corpus.queries for query in run.heldout.queries])
+    figures = losses(run, trimmed, old, np.random.default_rng(0).permutation(unseen)[:verify_queries])
     told = {"from": len(vocabulary), "to": len(old), "by": by, "losses": figures}
     progress(f"kept {len(old)} of {len(vocabulary)} pieces; {told_losses(figures)}")
     return replace(trimmed, source={**run.source, SOURCE_KEY: told})
@@ -135,8 +136,8 @@ def trim_encoder(encoder: QueryEncoder, old: Ids) -> QueryEncoder:
     return trimmed.eval()
 
 
-def losses(run: Run, trimmed: Run, old: Ids, measured: Sequence[bool]) -> dict[str, Any]:
-    """What trimming changes on the held-out queries that are to be measured; a figure without a query is null.
+def losses(run: Run, trimmed: Run, old: Ids, index: Ids) -> dict[str, Any]:
+    """What trimming changes on the held-out queries at ``index``; a figure without a query is null.
 
     ``agreement`` of ids, remapped; ``tokens`` and ``byte_tokens`` (of characters without a piece), trimmed and whole;
     regret, choices and accuracy of the default policy against the untrimmed run's, by PyTorch, as parity has them.
@@ -144,7 +145,6 @@ def losses(run: Run, trimmed: Run, old: Ids, measured: Sequence[bool]) -> dict[s
     Raises:
         ParityError: query vectors differ although the ids agree.
     """
-    index = np.flatnonzero(measured)
     new = np.full(max(run.tokenizer.get_vocab().values()) + 1, -1, dtype=np.int64)
     new[old] = np.arange(len(old))
     before, after = (_encoded(each, index) for each in (run, trimmed))
@@ -155,7 +155,7 @@ def losses(run: Run, trimmed: Run, old: Ids, measured: Sequence[bool]) -> dict[s
     figures = _compared(run, trimmed, before, after, others, index) if len(others) else {}
     return {
         "queries": len(index),
-        "agreement": 1.0 - share if len(index) else None,
+        "agreement": float(same.mean()) if len(index) else None,
         "tokens": [after.tokens, before.tokens],
         "byte_tokens": [after.byte_tokens, before.byte_tokens],
         "mean_regret": share * figures.get("mean_regret", 0.0) if len(index) else None,
@@ -184,7 +184,7 @@ class _Encoded:
     byte_tokens: int
 
 
-def _encoded(run: Run, index: NDArray[np.intp]) -> _Encoded:
+def _encoded(run: Run, index: Ids) -> _Encoded:
     tokenizer, vocabulary = run.text_tokenizer(), run.tokenizer.get_vocab()
     rows = [tokenizer.encode(run.heldout.queries[i]) for i in index]
     ids = [row for row, _ in rows]
@@ -201,9 +201,9 @@ def _check_covered(
 ) -> None:
     if not len(index):
         return
-    expected = encode_reference(whole, [before.ids[i] for i in index])
-    actual = encode_reference(trimmed, [after.ids[i] for i in index])
-    for name, a, b in zip(("query vector", "familiarity"), expected, actual, strict=False):
+    expected = _vectors(whole, [before.ids[i] for i in index])
+    actual = _vectors(trimmed, [after.ids[i] for i in index])
+    for name, a, b in zip(("query vector", "familiarity"), expected, actual, strict=True):
         difference = float(np.abs(a - b).max())
         if not difference <= FP32_TOLERANCE:
             raise ParityError(
@@ -212,14 +212,21 @@ def _check_covered(
             )
 
 
+def _vectors(encoder: QueryEncoder, ids: Sequence[Ids]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Query vectors (N, Q) and familiarity (N,)."""
+    with torch.inference_mode():
+        familiarity = by_length(encoder, ids, lambda rows, mask: encoder.familiarity(rows, mask)[:, None], 1)
+    return encode_all(encoder, ids), familiarity[:, 0]
+
+
 def _compared(
-    run: Run, trimmed: Run, before: _Encoded, after: _Encoded, others: NDArray[np.intp], index: NDArray[np.intp]
+    run: Run, trimmed: Run, before: _Encoded, after: _Encoded, others: NDArray[np.intp], index: Ids
 ) -> dict[str, Any]:
     """The default policy's choices by either run on the queries at ``others``."""
     router = run_router(run, "run")
     qualities = []
     for encoder, encoded in ((run.encoder, before), (trimmed.encoder, after)):
-        vectors, familiarity, _ = encode_reference(encoder, [encoded.ids[i] for i in others])
+        vectors, familiarity = _vectors(encoder, [encoded.ids[i] for i in others])
         qualities.append(router.predict(vectors, familiarity=familiarity))
     expected, actual = qualities
     return compare(expected, actual, router.normalized_costs, run.heldout.correct[index[others]])
