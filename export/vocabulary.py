@@ -69,7 +69,7 @@ class Vocabulary:
     def unbuilt(self) -> frozenset[str]:
         """Pieces that no merge has to build: added tokens, which are found in the text whole, bytes, and unknown."""
         added = {entry["content"] for entry in self._tree["added_tokens"]}
-        return frozenset(added | {*BYTES, self._tree["model"]["unk_token"]} & self.ids.keys())
+        return frozenset((added | {*BYTES, self._tree["model"]["unk_token"]}) & self.ids.keys())
 
     @cached_property
     def falls_into_bytes(self) -> bool:
