@@ -184,12 +184,12 @@ def test_sizes_that_make_no_sense(run: Run, keep: str, reason: str) -> None:
 def test_networks_that_differ_where_ids_agree_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(encoder: QueryEncoder, old: Ids) -> QueryEncoder:
         trimmed = trim_encoder(encoder, old)
-        trimmed.original_ids = None
+        trimmed.token_weight.copy_(encoder.token_weight[: len(old)].flip(0))
         return trimmed
 
     monkeypatch.setattr(trimming, "trim_encoder", broken)
-    with pytest.raises(ParityError, match=r"familiarity differs by .* where token ids agree"):
-        trim(run, "1000", 2000, quiet)
+    with pytest.raises(ParityError, match=r"query vector differs by .* where token ids agree"):
+        trim(run, "700", 2000, quiet)
 
 
 # --- by corpus ----------------------------------------------------------------------------------------------
