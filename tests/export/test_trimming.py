@@ -265,4 +265,4 @@ def test_a_checkpoint_has_no_vocabulary_to_trim() -> None:
     command = ["export", "--nir-checkpoint", __file__, "--domains", "a", "--pool", __file__, "--out", "x"]
     result = CliRunner().invoke(main, [*command, "--trim-vocabulary", "700"])
     assert result.exit_code == 2
-    assert "--trim-vocabulary goes with a run" in result.output
+    assert "--trim-vocabulary goes with RUN" in result.output
