@@ -246,6 +246,11 @@ def inspect(bundle: str, as_json: bool) -> None:
         ("candidates", f"{len(opened.pool)}, cost in {opened.pool.unit}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
+    if "vocabulary" in manifest.source:
+        trimmed = manifest.source["vocabulary"]
+        agreement = tables.number(trimmed["losses"]["agreement"])
+        kept = f"{trimmed['to']} of {trimmed['from']} pieces"
+        facts.append(("vocabulary", f"{kept}; ids agree on this share of held-out queries: {agreement}"))
     if manifest.source.get("synthetic"):
         facts.insert(1, ("data", "SYNTHETIC: no quality claim rests on it"))
     for name, value in facts:

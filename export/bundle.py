@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arllm.export import conformance, graphs, latency, parity, routing
+from arllm.export import conformance, graphs, latency, parity, routing, trimming
 from arllm.export.card import model_card
 from arllm.export.targets import target_of
 from arllm.export.variants import VARIANTS, Material, Written
@@ -66,6 +66,7 @@ def export_run(
     variants: Sequence[str] = tuple(VARIANTS),
     target: str = "auto",
     verify_queries: int = 2000,
+    trim_vocabulary: str | None = None,
     note: str | None = None,
     evaluation: Mapping[str, Any] | None = None,
     progress: Progress = lambda message: print(message, file=sys.stderr),
@@ -75,6 +76,7 @@ def export_run(
     Every variant is verified against PyTorch on up to ``verify_queries`` held-out queries and on texts of many
     lengths before the bundle appears under its name; on any failure nothing is left behind. ``target`` names the
     processor that integers are made for: see :mod:`arllm.export.targets`.
+    ``trim_vocabulary`` is what :func:`arllm.export.trimming.trim` keeps: the bundle is then that of the trimmed run.
 
     Raises:
         ParityError: a variant is past its bound.
@@ -84,6 +86,8 @@ def export_run(
     unknown = [v for v in variants if v not in VARIANTS]
     if unknown or not variants:
         raise ExportError(f"unknown variant {unknown[:1]}: choose among {', '.join(VARIANTS)}")
+    if trim_vocabulary is not None:
+        run = trimming.trim(run, trim_vocabulary, verify_queries, progress)
     encoder = run.encoder
     backbone = dict(encoder.spec.source)
     content = Content(
@@ -155,7 +159,8 @@ def finish(
             reports[variant]["latency"] = figures
     rows = text_rows if content.tokens is not None else vector_rows
     write_jsonl(staging / "conformance.jsonl", rows(routers, probes))
-    write_json(staging / "parity.json", {"betas": list(parity.BETAS), "variants": reports})
+    trimmed = {key: content.source[key] for key in (trimming.SOURCE_KEY,) if key in content.source}
+    write_json(staging / "parity.json", {"betas": list(parity.BETAS), **trimmed, "variants": reports})
     default = next(iter(content.policies))
     summaries = {variant: parity.summary(report, default) for variant, report in reports.items()}
     (staging / "README.md").write_text(model_card(content, written, summaries), encoding="utf-8")

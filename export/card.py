@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arllm.export.trimming import told_losses
 from arllm.runtime.errors import ExportError
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ def model_card(content: Content, written: Mapping[str, Written], summaries: Mapp
             ]
     else:
         lines += ["- No query encoder: the bundle routes given query vectors (`Router.route_vector`)."]
+    if "vocabulary" in source:
+        lines += [
+            f"- Vocabulary: {source['vocabulary']['to']} of {source['vocabulary']['from']} pieces; "
+            f"{told_losses(source['vocabulary']['losses'])}."
+        ]
     if content.tokens is not None:
         lines += [
             f"- Reads up to {content.tokens.max_tokens} tokens of a query; of a longer one its head and its tail.",

@@ -18,6 +18,11 @@ from arllm.train.commands import progress
 @click.option("--variant", "variants", multiple=True, help="cpu-int8 or cpu-fp32; repeatable.  [default: both]")
 @click.option("--target", help="Make integers for avx512_vnni, avx2 or arm64.  [default: auto, right on every one]")
 @click.option("--verify-queries", type=click.IntRange(min=1), help="Held-out queries to verify on.  [default: 2000]")
+@click.option(
+    "--trim-vocabulary",
+    metavar="CORPUS|N",
+    help="Keep N pieces of the vocabulary, or those that the queries of CORPUS use; what is lost is measured.",
+)
 @click.option("--note", help="A remark for the model card: where the outcomes come from, their license.")
 @click.option(
     "--evaluation", type=click.Path(exists=True), help="What `arllm eval --json` printed, for the card's tables."
@@ -33,6 +38,7 @@ def export(
     variants: tuple[str, ...],
     target: str | None,
     verify_queries: int | None,
+    trim_vocabulary: str | None,
     note: str | None,
     evaluation: str | None,
     nir_checkpoint: str | None,
@@ -47,6 +53,7 @@ def export(
       arllm export runs/first --out bundles/first
       arllm export runs/first --out bundles/small --variant cpu-int8
       arllm export runs/first --out bundles/vnni --target avx512_vnni
+      arllm export runs/gemma --out bundles/gemma --trim-vocabulary 64000
       arllm export --nir-checkpoint nir.pth --domains bbh,math,gpqa --pool models_info.json --out bundles/published
     """
     if (run is None) == (nir_checkpoint is None):
@@ -59,6 +66,7 @@ def export(
         "--variant": variants,
         "--target": target,
         "--verify-queries": verify_queries,
+        "--trim-vocabulary": trim_vocabulary,
         "--evaluation": evaluation,
     }
     given = [option for option, value in of_a_run.items() if value]
@@ -92,6 +100,7 @@ def export(
             variants=variants or tuple(VARIANTS),
             target=target or "auto",
             verify_queries=verify_queries or 2000,
+            trim_vocabulary=trim_vocabulary,
             note=note,
             evaluation=None if evaluation is None else read_evaluation(evaluation),
             progress=progress,

@@ -103,9 +103,9 @@ def measure(router: Router, reference: Reference) -> dict[str, Any]:
             reference.familiarity,
         )
         actual = router.predict(vectors, policy, familiarity)
-        report["policies"][policy] = _compare(expected, actual, costs, reference.correct)
+        report["policies"][policy] = compare(expected, actual, costs, reference.correct)
         bare = router.quality_of(policy).predict(vectors, twins)
-        report["near_ties"][policy] = _compare(reference.prediction(policy, twins), bare, twin_costs, None)
+        report["near_ties"][policy] = compare(reference.prediction(policy, twins), bare, twin_costs, None)
     return report
 
 
@@ -153,7 +153,7 @@ def summary(report: dict[str, Any], default_policy: str) -> dict[str, Any]:
     return {**short, "policy": default_policy, **{key: figures[key] for key in keys}}
 
 
-def _compare(
+def compare(
     expected: Floats, actual: Floats, normalized_costs: Floats, outcomes: NDArray[np.float32] | None
 ) -> dict[str, Any]:
     """Qualities (N, M) by PyTorch and by the variant: the variant's decisions, judged by PyTorch's utilities."""

@@ -75,7 +75,8 @@ class QueryEncoder(nn.Module):
 
     ``token_weight`` (vocabulary,), ``center`` and ``scale`` (2 * width,) are statistics of the training queries:
     see :mod:`arllm.train.lexical` and :func:`arllm.train.heads.fit_heads`; ``pair_density`` (PAIRS,) uint8 and
-    ``familiar`` (2,) say what is familiar: see :mod:`arllm.train.familiarity`.
+    ``familiar`` (2,) say what is familiar: see :mod:`arllm.train.familiarity`. ``original_ids`` (vocabulary,) int64
+    is None but where the vocabulary was trimmed: the ids that ``pair_density`` knows the tokens by.
     """
 
     token_weight: Tensor
@@ -83,6 +84,7 @@ class QueryEncoder(nn.Module):
     scale: Tensor
     pair_density: Tensor
     familiar: Tensor
+    original_ids: Tensor | None
 
     def __init__(self, spec: EncoderSpec, backbone: nn.Module | None = None, dropout: float = 0.1) -> None:
         super().__init__()
@@ -94,6 +96,7 @@ class QueryEncoder(nn.Module):
         self.register_buffer("scale", torch.ones(2 * width))
         self.register_buffer("pair_density", torch.ones(PAIRS, dtype=torch.uint8))
         self.register_buffer("familiar", torch.tensor([0.0, 1.0]))
+        self.register_buffer("original_ids", None)
         self.body = nn.Sequential(
             nn.Dropout(dropout / 2), nn.Linear(2 * width, hidden), nn.ReLU(), nn.Dropout(dropout)
         )
@@ -129,7 +132,8 @@ class QueryEncoder(nn.Module):
     def wording(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean of ``pair_density`` over the pairs of neighbouring tokens, (B,) float32; 0 where there is no pair."""
         pair = (attention_mask[:, :-1] * attention_mask[:, 1:]).to(torch.float32)  # (B, S - 1)
-        density = self.pair_density[pair_slots(input_ids[:, :-1], input_ids[:, 1:])].to(torch.float32)
+        ids = input_ids if self.original_ids is None else self.original_ids[input_ids]
+        density = self.pair_density[pair_slots(ids[:, :-1], ids[:, 1:])].to(torch.float32)
         return (density * pair).sum(dim=1) / pair.sum(dim=1).clamp(min=1.0)
 
     def familiarity(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

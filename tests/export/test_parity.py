@@ -194,7 +194,7 @@ def test_traced_int8_is_not_held_to_invariance(reports: dict[str, dict[str, Any]
 def compared(expected: Any, actual: Any, outcomes: Any = None) -> dict[str, Any]:
     """Two candidates of normalized cost 0 and 1."""
     costs = np.array([0.0, 1.0])
-    return parity._compare(
+    return parity.compare(
         np.array(expected), np.array(actual), costs, None if outcomes is None else np.array(outcomes)
     )
 
