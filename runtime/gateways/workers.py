@@ -16,12 +16,15 @@ MAX_LOST = 8  # hanging threads that are replaced; beyond, the queue fills and r
 
 
 class Job:
-    """A call to be made in a thread. ``done`` gets (result, error) in that thread, at most once."""
+    """A call to be made in a thread. ``done`` is told there, at most once, that it ended."""
 
-    def __init__(self, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    def __init__(self, call: Callable[[], Any], done: Callable[[], None]) -> None:
         self.call = call
         self.done = done
         self.started: float | None = None  # time.perf_counter(), when a thread took it
+        self.ended: float | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
 
 
 class Workers:
@@ -102,17 +105,17 @@ class Workers:
                 job = self._jobs.popleft()
                 job.started = time.perf_counter()
                 self._busy[me] = time.monotonic()
-            result, error = None, None
             try:
-                result = job.call()
+                job.result = job.call()
             except BaseException as raised:  # also what would end the thread: the job must be answered
-                error = raised
+                job.error = raised
+            job.ended = time.perf_counter()
             with self._ready:
                 self.finished += 1
                 lost = me not in self._busy  # replaced meanwhile
                 self._lost -= lost
                 self._busy.pop(me, None)
-            job.done(result, error)
+            job.done()
             if lost:
                 return
-            del job, result, error  # hold no decision while waiting
+            del job  # hold no decision while waiting
