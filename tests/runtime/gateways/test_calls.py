@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from arllm.runtime.gateways.breaker import Breaker
+from arllm.runtime.gateways.calibration import Calibration
 from arllm.runtime.gateways.calls import Calls, Outcome, Question
 from arllm.runtime.gateways.config import GatewayConfig
-from arllm.runtime.gateways.engine import Calibration, Engine
+from arllm.runtime.gateways.engine import Engine
 from arllm.runtime.gateways.turns import Turns
 from arllm.runtime.gateways.workers import MAX_LOST, Job, Workers
 
@@ -214,7 +215,7 @@ class Bench:
         **settings: Any,
     ) -> None:
         config = GatewayConfig(default_model="small", deadline_ms=deadline_ms, **settings)
-        self.engine = Engine.of(stub, config, Calibration(inline, 0.01))
+        self.engine = Engine.of(stub, config, Calibration(inline, 0.01, 0.002, 0.001))
         self.calls, self._clock = Calls(config, self.engine.deadline, clock), clock
 
     async def ask(self, query: str = "large") -> Outcome:
