@@ -126,7 +126,8 @@ class Calls:
         job = Job(lambda: question.ask(engine), done)
         asked, finished = self._clock(), self._workers.finished
         remaining = engine.deadline - (asked - question.arrived)
-        if remaining <= 0 or not self._workers.submit(job):
+        # Who could not be served in time is not let in: he would wait for nothing, and those behind him too.
+        if remaining <= self._workers.expected() or not self._workers.submit(job):
             return Outcome(verdict.OVERLOAD)
         timer = loop.call_later(remaining, settle)
         try:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 MAX_LOST = 8  # hanging threads that are replaced; beyond, the queue fills and requests are shed
@@ -39,6 +40,7 @@ class Workers:
         self._threads: set[threading.Thread] = set()
         self._lost = 0
         self._closed = False
+        self._took: deque[float] = deque(maxlen=9)  # seconds of the last jobs
         self.finished = 0  # jobs that ended: no progress here means a router that hangs
 
     @property
@@ -48,6 +50,18 @@ class Workers:
     @property
     def running(self) -> int:
         return len(self._busy)
+
+    def expected(self) -> float:
+        """Seconds until a job submitted now would be done, as the last ones went; 0 where a thread is free for it.
+
+        Free threads take a job whatever the last ones took: so what is known gets better again.
+        """
+        with self._ready:
+            if len(self._jobs) + len(self._busy) < self._count or not self._took:
+                return 0.0
+            one, now = median(self._took), time.monotonic()
+            ahead = one * len(self._jobs) + sum(max(0.0, one - (now - since)) for since in self._busy.values())
+            return ahead / self._count + one
 
     def submit(self, job: Job) -> bool:
         """Queue a job; False where the queue is full or closed."""
@@ -112,6 +126,7 @@ class Workers:
             job.ended = time.perf_counter()
             with self._ready:
                 self.finished += 1
+                self._took.append(job.ended - job.started)
                 lost = me not in self._busy  # replaced meanwhile
                 self._lost -= lost
                 self._busy.pop(me, None)

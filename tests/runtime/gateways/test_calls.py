@@ -70,6 +70,45 @@ def test_the_queue_is_bounded_and_jobs_can_leave_it() -> None:
     assert not workers.submit(Job(gate.wait, lambda: None))
 
 
+def test_how_long_a_job_would_take_is_known_from_the_last_ones() -> None:
+    workers, gate = Workers(1, 8, 60.0), threading.Event()
+    assert workers.expected() == 0.0  # nothing is known
+    jobs = [Job(lambda: time.sleep(0.02), lambda: None) for _ in range(3)]
+    assert all(workers.submit(job) for job in jobs)
+    until(lambda: all(job.ended for job in jobs))
+    until(lambda: not workers.running)
+    assert workers.expected() == 0.0  # a thread is free
+    assert all(workers.submit(Job(gate.wait, lambda: None)) for _ in range(3))
+    until(lambda: workers.running)
+    one = sorted(job.ended - job.started for job in jobs)[1]  # type: ignore[operator]
+    assert 3 * one <= workers.expected() <= 4 * one  # two wait, and this one; the first may have begun just now
+    gate.set()
+    workers.close()
+
+
+def test_under_overload_those_are_let_in_whom_there_is_time_for(stub: Any) -> None:
+    """A router that can answer a third of them: without a look ahead, each would wait and nearly all in vain."""
+
+    async def main() -> list[Outcome]:
+        bench = Bench(stub, inline=0, deadline_ms=300)
+        stub.behave = lambda: time.sleep(0.1)
+        await bench.ask()
+        asking = []
+        for _ in range(30):
+            asking.append(asyncio.create_task(bench.ask()))
+            await asyncio.sleep(0.033)
+        outcomes = [await task for task in asking]
+        assert bench.calls.breaker.trusted
+        bench.calls.close()
+        return outcomes
+
+    outcomes = asyncio.run(main())
+    causes = [outcome.cause for outcome in outcomes]
+    assert {"routed", "overload"} <= set(causes)
+    assert len(stub.calls) - 1 <= causes.count("routed") + 2  # hardly a decision that nobody waits for
+    assert sum(outcome.queue_ms == 0.0 for outcome in outcomes) >= 30 - len(stub.calls)  # the others knew at once
+
+
 def test_a_job_that_raises_anything_is_answered() -> None:
     workers, ended = Workers(1, 8, 60.0), []
 
