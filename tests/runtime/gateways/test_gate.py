@@ -211,6 +211,37 @@ def test_a_jump_of_the_wall_clock_moves_nothing(
     assert decide(gateway, ask("large")).reason == "routed"
 
 
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_jump_of_the_wall_clock_ends_no_wait_early_or_late(
+    make_gateway: Callable[..., Gateway], stub: Any, ask: Any, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """In the middle of a call: the deadline, the breaker, a cooldown and a conversation go by a monotonic clock."""
+    wall, gate = time.time, threading.Event()
+    gateway = make_gateway(
+        inline=0, deadline_ms=50, breaker_failures=1, breaker_seconds=3600, sticky_margin=1.0, sticky_seconds=60.0
+    )
+    assert decide(gateway, ask("large")).reason == "routed"
+    gateway.cool_down("medium", 3600)
+
+    def hang() -> None:
+        monkeypatch.setattr(time, "time", lambda: wall() + jump)
+        gate.wait(20)
+
+    stub.behave = hang
+    assert decide(gateway, ask("large")).reason == "deadline"
+    assert [decide(gateway, ask("large")).reason for _ in range(2)] == ["breaker", "breaker"]
+    gate.set()
+    stub.behave = lambda: None
+    gateway.try_reload()  # closes the breaker
+    verdict = decide(gateway, ask("large"))
+    assert (verdict.reason, verdict.model) == ("routed", "large")
+    assert stub.calls[-1][3] == ["small", "large"]  # medium still cools down
+    assert (
+        decide(gateway, {**ask("large"), "messages": [*ask("large")["messages"], *ask("small")["messages"]]}).reason
+        == "sticky"
+    )
+
+
 def test_headers_metrics_and_log_agree_and_hold_no_text(
     make_gateway: Callable[..., Gateway], ask: Any, tmp_path: Path
 ) -> None:
