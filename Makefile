@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := out/demo
 
-.PHONY: demo test check lint types format clean
+.PHONY: demo test load check lint types format clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,11 @@ demo: $(VENV)/ready
 
 test: check
 	$(BIN)/python -m pytest -q
+
+# What routing adds to LiteLLM and to Envoy, with and without it by turns in one run; the table is tests/benchmarks/LOAD.md.
+LOAD_SECONDS ?= 60
+load: $(VENV)/ready
+	$(BIN)/python tests/benchmarks/load_gateways.py --seconds $(LOAD_SECONDS) --write tests/benchmarks/LOAD.md
 
 check: lint types
 

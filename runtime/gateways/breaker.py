@@ -1,4 +1,7 @@
-"""A circuit breaker: after failures in a row, nobody waits for the router for a while. Monotonic time."""
+"""A circuit breaker: after failures in a row, nobody waits for the router for a while. Monotonic time.
+
+Knows nothing about what a failure is: whoever calls the router says so (calls.py).
+"""
 
 from __future__ import annotations
 

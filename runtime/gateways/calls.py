@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -23,7 +24,6 @@ from arllm.runtime.gateways.workers import Job, Workers
 
 _LOGGER = logging.getLogger("arllm.gateway")
 _STUCK = 10.0  # deadlines after which a thread counts as lost
-_LATE = TimeoutError()
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,30 @@ class Outcome:
 
 
 class Calls:
-    """Short queries run in the loop, one per round of it; the others in threads.
+    """Short queries run in the loop, within a budget per round of it; the others in threads.
 
     A thread costs more than ``nano``'s whole inference, since it and the event loop hand the interpreter lock to
     each other (tests/benchmarks/gateway_calls.py). After any failure, calls go to threads until one succeeds: a
     router that hangs holds the loop once at most.
+
+    What the breaker is told, once per request at most:
+
+    - a failure: the router raised; or its inference alone took longer than the deadline (a decision that comes all
+      the same is used); or the deadline passed and nothing at all was finished meanwhile. A request that was waiting
+      already when such a timeout was counted adds none: many may wait for one stall.
+    - a success: a decision whose inference kept the deadline.
+    - nothing: too much to do, or a client that went away. What a thread brings after its request was answered
+      counts no more.
     """
 
-    def __init__(self, config: GatewayConfig, deadline: float) -> None:
-        self._max_queue = config.max_queue
+    def __init__(
+        self, config: GatewayConfig, deadline: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._max_queue, self._budget, self._clock = config.max_queue, config.inline_ms / 1e3, clock
         self.breaker = Breaker(config.breaker_failures, config.breaker_seconds)
         self._workers = Workers(config.workers, config.max_queue, _STUCK * deadline)
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+        self._timed_out = float("-inf")  # by the clock, when a timeout was counted last
 
     @property
     def queued(self) -> int:
@@ -80,65 +92,81 @@ class Calls:
         loop = asyncio.get_running_loop()
         turns = self._turns.get(loop)
         if turns is None:
-            turns = self._turns[loop] = Turns(loop)
+            turns = self._turns[loop] = Turns(loop, self._budget, self._clock)
         if turns.queued >= self._max_queue:
             return Outcome(verdict.OVERLOAD)
-        asked = time.perf_counter()
-        await turns.take()
-        try:
-            return self._here(engine, question, asked)
-        finally:
-            turns.release()
+        asked = self._clock()
+        return await turns.run(lambda: self._here(engine, question, asked))
 
     def _here(self, engine: Engine, question: Question, asked: float) -> Outcome:
-        started = time.perf_counter()
+        started = self._clock()
         queue_ms = (started - asked) * 1e3
         if started - question.arrived > engine.deadline:
             return Outcome(verdict.OVERLOAD, None, queue_ms)
         try:
             decision = question.ask(engine)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of the tokenizer's is no Exception
             return self._failed(error, queue_ms)
-        if time.perf_counter() - started > engine.deadline:
-            self.breaker.failure()  # the decision is there, so it is used; the next ones run in a thread
+        return self._decided(engine, decision, self._clock() - started, queue_ms)
+
+    async def _in_thread(self, engine: Engine, question: Question) -> Outcome:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[None] = loop.create_future()
+
+        def settle() -> None:
+            if not answer.done():
+                answer.set_result(None)
+
+        def done() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+
+        job = Job(lambda: question.ask(engine), done)
+        asked, finished = self._clock(), self._workers.finished
+        remaining = engine.deadline - (asked - question.arrived)
+        # Who could not be served in time is not let in: he would wait for nothing, and those behind him too.
+        if remaining <= self._workers.expected() or not self._workers.submit(job):
+            return Outcome(verdict.OVERLOAD)
+        timer = loop.call_later(remaining, settle)
+        try:
+            await answer
+        finally:  # also where the client went away
+            timer.cancel()
+            self._workers.withdraw(job)
+        now = self._clock()
+        started = job.started or now
+        queue_ms = (started - asked) * 1e3
+        if job.ended is None:
+            working, progress = now - started, self._workers.finished != finished
+            if progress and working < engine.deadline:
+                loop.call_later(engine.deadline - working, self._overdue, job, question.arrived)
+            else:
+                self._count_timeout(question.arrived)
+            shed = progress and working < engine.deadline / 2  # there is only too much to do
+            return Outcome(verdict.OVERLOAD if shed else verdict.DEADLINE, None, queue_ms)
+        if job.error is not None:
+            return self._failed(job.error, queue_ms)
+        return self._decided(engine, job.result, job.ended - started, queue_ms)
+
+    def _decided(self, engine: Engine, decision: Decision, seconds: float, queue_ms: float) -> Outcome:
+        """The router's decision is here after ``seconds`` of its own, so it is used."""
+        if seconds > engine.deadline:
+            self.breaker.failure()
         else:
             self.breaker.success()
         return Outcome(verdict.ROUTED, decision, queue_ms)
 
-    async def _in_thread(self, engine: Engine, question: Question) -> Outcome:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[Decision | None, BaseException | None]] = loop.create_future()
+    def _overdue(self, job: Job, arrived: float) -> None:
+        """A call whose request was answered by the deadline has had a whole deadline of a thread by now."""
+        if job.started is not None and job.ended is None:
+            self._count_timeout(arrived)
 
-        def settle(decision: Decision | None, error: BaseException | None) -> None:
-            if not answer.done():
-                answer.set_result((decision, error))
-
-        def done(decision: Decision | None, error: BaseException | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, decision, error)
-
-        job = Job(lambda: question.ask(engine), done)
-        asked, progress = time.perf_counter(), self._workers.finished
-        remaining = engine.deadline - (asked - question.arrived)
-        if remaining <= 0 or not self._workers.submit(job):
-            return Outcome(verdict.OVERLOAD)
-        timer = loop.call_later(remaining, settle, None, _LATE)
-        try:
-            decision, error = await answer
-        finally:  # also where the client went away
-            timer.cancel()
-            self._workers.withdraw(job)
-        queue_ms = ((job.started or time.perf_counter()) - asked) * 1e3
-        if error is None:
-            self.breaker.success()
-            return Outcome(verdict.ROUTED, decision, queue_ms)
-        if error is not _LATE:
-            return self._failed(error, queue_ms)
-        works = self._workers.finished != progress
-        if works and (job.started is None or time.perf_counter() - job.started < engine.deadline / 2):
-            return Outcome(verdict.OVERLOAD, None, queue_ms)  # the router is fine, there is only too much to do
-        self.breaker.failure()
-        return Outcome(verdict.DEADLINE, None, queue_ms)
+    def _count_timeout(self, arrived: float) -> None:
+        if arrived >= self._timed_out:
+            self._timed_out = self._clock()
+            self.breaker.failure()
 
     def _failed(self, error: BaseException, queue_ms: float) -> Outcome:
         _LOGGER.error("the router failed", exc_info=error)

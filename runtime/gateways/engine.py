@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import random
+import logging
 import shutil
-import string
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from arllm.runtime.bundle import find_bundle
 from arllm.runtime.errors import InputError, PolicyError
+from arllm.runtime.gateways.calibration import Calibration, measure
 from arllm.runtime.gateways.config import ANY, GatewayConfig
 from arllm.runtime.gateways.filters import Capabilities, capabilities
 from arllm.runtime.router import Router
 
-# Bytes of calibration texts: letters and digits at random, about two bytes a token, so that real text of the
-# same length is never slower.
-LENGTHS = (32, 64, 128, 256, 512)
-INLINE_MOST = 1 << 15  # bytes: longer than any query that an encoder reads whole
-RUNS, SECONDS = 20, 0.1  # of one length: at most so many runs, and no more once so long has passed (but 3)
-LEAST_DEADLINE = 0.010
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What this variant takes on this machine.
-
-    ``inline_bytes``: texts up to this length are routed in less than the operator's ``inline_ms`` (median; 0 = none).
-    ``p99``: seconds, of the longest query that the encoder reads.
-    """
-
-    inline_bytes: int
-    p99: float
+_LOGGER = logging.getLogger("arllm.gateway")
 
 
 @dataclass(frozen=True)
@@ -75,7 +56,7 @@ class Engine:
             capabilities={candidate.name: capabilities(candidate) for candidate in router.pool.candidates},
             candidates=frozenset(names),
             calibration=calibration,
-            deadline=max(LEAST_DEADLINE, 3 * calibration.p99) if deadline is None else deadline / 1e3,
+            deadline=calibration.default_deadline if deadline is None else deadline / 1e3,
             label=f"{router.bundle.manifest.name}@{router.bundle.digest[:12]}",
             digest=router.bundle.digest,
         )
@@ -101,30 +82,7 @@ def load_engine(config: GatewayConfig) -> Engine:
     if router.bundle.manifest.tokens is None:
         raise InputError(f"{source}: this bundle holds no encoder (NIR alone): a gateway routes texts")
     router.warmup()
-    return Engine.of(router, config, measure(router.route, config.inline_ms / 1e3))
-
-
-def measure(route: Callable[[str], object], inline_seconds: float) -> Calibration:
-    """Time ``route`` on texts of growing length."""
-    letters = random.Random(0)
-    inline = 0
-    for length in LENGTHS:
-        runs = _times(route, "".join(letters.choices(string.ascii_letters + string.digits + "   ", k=length)))
-        if runs[len(runs) // 2] > inline_seconds:
-            break
-        inline = length
-    longest = "warm up " * (INLINE_MOST // 8)
-    runs = _times(route, longest)
-    if runs[len(runs) // 2] <= inline_seconds:
-        inline = len(longest)
-    return Calibration(inline, runs[math.ceil(0.99 * len(runs)) - 1])
-
-
-def _times(route: Callable[[str], object], text: str) -> list[float]:
-    """Seconds of each run, ascending."""
-    taken: list[float] = []
-    while len(taken) < 3 or (len(taken) < RUNS and sum(taken) < SECONDS):
-        started = time.perf_counter()
-        route(text)
-        taken.append(time.perf_counter() - started)
-    return sorted(taken)
+    engine = Engine.of(router, config, measure(router.route, config.inline_ms / 1e3))
+    told = engine.calibration.told(engine.deadline, by_operator=config.deadline_ms is not None)
+    _LOGGER.info("%s, variant %s: %s", engine.label, router.variant, told)
+    return engine

@@ -18,6 +18,7 @@ BUCKETS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
+FAMILIARITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 STAGES = ("queue", "tokenize", "encode", "score", "total")
 OTHER = "other"  # a model that is no candidate: its name is the client's, and labels must stay few
 
@@ -51,6 +52,12 @@ class Metrics:
             "arllm_routing_fallbacks",
             "Requests that the default model answers, by reason",
             ["reason"],
+            registry=self.registry,
+        )
+        self._familiarity = prometheus.Histogram(
+            "arllm_query_familiarity",
+            "How alike a routed query is to training's: the share of low ones grows where traffic drifts away",
+            buckets=FAMILIARITY_BUCKETS,
             registry=self.registry,
         )
         self._bundle = prometheus.Gauge(
@@ -96,6 +103,7 @@ class Metrics:
         self._stages["total"].observe(verdict.routing_ms / 1e3)
         decision = verdict.decision
         if decision is not None:
+            self._familiarity.observe(decision.familiarity)
             timing = decision.timing
             self._stages["queue"].observe(verdict.queue_ms / 1e3)
             self._stages["tokenize"].observe(timing.tokenize_ms / 1e3)

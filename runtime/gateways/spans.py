@@ -36,4 +36,6 @@ def finish(span: Span | None, verdict: Verdict) -> None:
             span.set_attribute("arllm.beta", verdict.decision.beta)
             span.set_attribute("arllm.policy", verdict.decision.policy)
             span.set_attribute("arllm.variant", verdict.decision.variant)
+            span.set_attribute("arllm.familiarity", verdict.decision.familiarity)
+            span.set_attribute("arllm.because", verdict.decision.reason)
     span.end()

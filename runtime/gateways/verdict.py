@@ -25,6 +25,7 @@ BREAKER = "breaker"  # the router failed too often: nobody waits for it
 NO_CANDIDATES = "no-candidates"  # none can answer: capabilities, cooldowns, the client's candidates
 NO_QUERY = "no-query"  # no human text in the request
 FALLBACKS = frozenset({DEADLINE, ERROR, OVERLOAD, BREAKER, NO_CANDIDATES, NO_QUERY})
+REASONS = FALLBACKS | {ROUTED, STICKY, PINNED, SHADOW}  # all there are: a label and a header of few values
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Verdict:
         """The decision as a line of the log.
 
         ``query_id`` is what outcomes of the same text get, so that `arllm eval` can join them. A record covers the
-        chosen model alone: what the others would have answered, nobody knows.
+        chosen model alone: what the others would have answered, nobody knows. ``reason`` says what became of the
+        request, ``because`` why the router preferred its candidate; each is one of a few texts.
         """
         line: dict[str, Any] = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -98,6 +100,8 @@ class Verdict:
                 "pool_overridden": decision.pool_overridden,
                 "quality": decision.quality,
                 "utility": decision.utility,
+                "familiarity": round(decision.familiarity, 4),
+                "because": decision.reason,
             }
         if with_text:
             line["query"] = query

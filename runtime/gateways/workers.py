@@ -10,18 +10,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 MAX_LOST = 8  # hanging threads that are replaced; beyond, the queue fills and requests are shed
 
 
 class Job:
-    """A call to be made in a thread. ``done`` gets (result, error) in that thread, at most once."""
+    """A call to be made in a thread. ``done`` is told there, at most once, that it ended."""
 
-    def __init__(self, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    def __init__(self, call: Callable[[], Any], done: Callable[[], None]) -> None:
         self.call = call
         self.done = done
         self.started: float | None = None  # time.perf_counter(), when a thread took it
+        self.ended: float | None = None
+        self.result: Any = None
+        self.error: BaseException | None = None
 
 
 class Workers:
@@ -36,6 +40,7 @@ class Workers:
         self._threads: set[threading.Thread] = set()
         self._lost = 0
         self._closed = False
+        self._took: deque[float] = deque(maxlen=9)  # seconds of the last jobs
         self.finished = 0  # jobs that ended: no progress here means a router that hangs
 
     @property
@@ -45,6 +50,18 @@ class Workers:
     @property
     def running(self) -> int:
         return len(self._busy)
+
+    def expected(self) -> float:
+        """Seconds until a job submitted now would be done, as the last ones went; 0 where a thread is free for it.
+
+        Free threads take a job whatever the last ones took: so what is known gets better again.
+        """
+        with self._ready:
+            if len(self._jobs) + len(self._busy) < self._count or not self._took:
+                return 0.0
+            one, now = median(self._took), time.monotonic()
+            ahead = one * len(self._jobs) + sum(max(0.0, one - (now - since)) for since in self._busy.values())
+            return ahead / self._count + one
 
     def submit(self, job: Job) -> bool:
         """Queue a job; False where the queue is full or closed."""
@@ -102,17 +119,18 @@ class Workers:
                 job = self._jobs.popleft()
                 job.started = time.perf_counter()
                 self._busy[me] = time.monotonic()
-            result, error = None, None
             try:
-                result = job.call()
+                job.result = job.call()
             except BaseException as raised:  # also what would end the thread: the job must be answered
-                error = raised
+                job.error = raised
+            job.ended = time.perf_counter()
             with self._ready:
                 self.finished += 1
+                self._took.append(job.ended - job.started)
                 lost = me not in self._busy  # replaced meanwhile
                 self._lost -= lost
                 self._busy.pop(me, None)
-            job.done(result, error)
+            job.done()
             if lost:
                 return
-            del job, result, error  # hold no decision while waiting
+            del job  # hold no decision while waiting

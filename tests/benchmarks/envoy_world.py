@@ -86,10 +86,10 @@ class World:
         self._start("envoy", envoy)
         until(lambda: self.admin("ready").startswith("LIVE"), "Envoy is ready")
 
-    def start_arllm(self, *arguments: str) -> None:
-        """`arllm serve` with ``arguments``, on its ports."""
+    def start_arllm(self, *arguments: str, before: str = "") -> None:
+        """`arllm serve` with ``arguments``, on its ports; ``before`` is Python that runs first."""
         ports = ["--port", str(self._ports[HTTP]), "--envoy", f"127.0.0.1:{self._ports[EXT_PROC]}"]
-        self._start("arllm", [sys.executable, "-c", COMMAND, "serve", *arguments, *ports])
+        self._start("arllm", [sys.executable, "-c", before + COMMAND, "serve", *arguments, *ports])
         until(lambda: self.arllm("healthz"), "arllm is ready")
 
     def healthy(self, yes: bool = True) -> None:

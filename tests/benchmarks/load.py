@@ -165,19 +165,33 @@ class Samples:
         return len(self.ms) / self.seconds if self.seconds else 0.0
 
 
-async def drive(target: Target, concurrency: int, seconds: float) -> Samples:
-    """``concurrency`` clients, each with one connection, ask one request after the other for ``seconds``."""
+async def drive(target: Target, concurrency: int, seconds: float, per_second: float | None = None) -> Samples:
+    """``concurrency`` clients, each with one connection, ask one request after the other for ``seconds``.
+
+    Args:
+        per_second: requests of all of them together, as far as they are answered in time; None = without a pause.
+    """
     found = Samples(watched={name: [] for name in target.watch})
     bodies = itertools.cycle(target.requests())
     started = time.perf_counter()
-    await asyncio.gather(*(_client(target, bodies, started + seconds, found) for _ in range(concurrency)))
+    pace = concurrency / per_second if per_second else 0.0  # seconds, of one client
+    clients = (
+        _client(target, bodies, started + pace * number / concurrency, pace, started + seconds, found)
+        for number in range(concurrency)
+    )
+    await asyncio.gather(*clients)
     found.seconds = time.perf_counter() - started
     return found
 
 
-async def _client(target: Target, requests: Iterator[bytes], until: float, found: Samples) -> None:
+async def _client(
+    target: Target, requests: Iterator[bytes], due: float, pace: float, until: float, found: Samples
+) -> None:
     reader, writer = None, None
-    while time.perf_counter() < until:
+    while time.perf_counter() < until and due < until:
+        if due > time.perf_counter():
+            await asyncio.sleep(due - time.perf_counter())
+        due += pace
         asked = time.perf_counter()
         try:
             if reader is None or writer is None:
@@ -215,25 +229,31 @@ class Level:
 
 
 async def compare(
-    plain: Target, routed: Target, levels: Sequence[int], seconds: float, slice_seconds: float = 1.0
+    plain: Target,
+    routed: Target,
+    levels: Sequence[int],
+    seconds: float,
+    per_second: float | None = None,
+    slice_seconds: float = 0.5,
 ) -> list[Level]:
     """Both arms at rising concurrency, in short slices by turns, so that what else the machine does hits both.
 
     Args:
         seconds: of the whole run, an unmeasured slice of each arm and level included.
+        per_second: as in :func:`drive`.
     """
     found = []
     pairs = max(1, int(seconds / len(levels) / slice_seconds / 2))
     length = seconds / len(levels) / (2 * pairs + 1)
     for concurrency in levels:
         for arm in (plain, routed):
-            await drive(arm, concurrency, length / 2)  # connections, caches
+            await drive(arm, concurrency, length / 2, per_second)  # connections, caches
         level = Level(concurrency, Samples(), Samples(), [])
         for number in range(pairs):
             both = [(plain, level.plain), (routed, level.routed)]
             p50 = {}
             for arm, into in both if number % 2 == 0 else both[::-1]:
-                samples = await drive(arm, concurrency, length)
+                samples = await drive(arm, concurrency, length, per_second)
                 into.add(samples)
                 p50[arm is routed] = float(np.median(samples.ms)) if samples.ms else float("nan")
             level.pairs.append((p50[False], p50[True]))

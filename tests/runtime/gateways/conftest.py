@@ -16,8 +16,9 @@ import pytest
 
 from arllm.runtime.answer import Decision
 from arllm.runtime.decision import candidate_mask, choose, normalize_costs, utility
+from arllm.runtime.gateways.calibration import Calibration
 from arllm.runtime.gateways.config import GatewayConfig
-from arllm.runtime.gateways.engine import Calibration, Engine
+from arllm.runtime.gateways.engine import Engine
 from arllm.runtime.gateways.gate import Gateway
 from arllm.runtime.pool import Candidate, Pool
 from arllm.runtime.router import Router
@@ -110,7 +111,7 @@ def make_gateway(stub: StubRouter) -> Iterator[Callable[..., Gateway]]:
     def make(*, inline: int = 10_000, **settings: Any) -> Gateway:
         given = {"default_model": "small", "bundle": "stub", "beta": 0.0, "deadline_ms": 1000.0} | settings
         config = GatewayConfig(**given)
-        gateway = Gateway(config, load=lambda c: Engine.of(stub, c, Calibration(inline, 0.01)))  # type: ignore[arg-type]
+        gateway = Gateway(config, load=lambda c: Engine.of(stub, c, Calibration(inline, 0.01, 0.002, 0.001)))  # type: ignore[arg-type]
         made.append(gateway)
         return gateway
 

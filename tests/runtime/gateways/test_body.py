@@ -83,7 +83,9 @@ def test_any_bytes_are_parsed_or_refused(raw: bytes) -> None:
     assert body.data == json.loads(raw)
 
 
-@given(st.text(alphabet='{}[]":, \n\\ab01.-eEtruefalsn', max_size=40))
+@given(st.text(alphabet='{}[]":, \n\r\t\\ab01.-eEtruefalsn', max_size=40))
+@example('\r\n\t{\r"a"\n:\t1 ,\r\n"b":\r2\t}\r\n')
+@example('\u00a0{"a": 1}')
 def test_it_accepts_what_json_accepts(text: str) -> None:
     def no_constant(name: str) -> None:
         raise ValueError(name)

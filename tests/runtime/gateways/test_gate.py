@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from arllm.runtime.errors import InputError, PolicyError
 from arllm.runtime.gateways import asks
 from arllm.runtime.gateways.gate import Gateway
-from arllm.runtime.gateways.verdict import FALLBACKS, Verdict
+from arllm.runtime.gateways.verdict import FALLBACKS, REASONS, Verdict
 
+FIELDS = ["model", "messages", "input", "prompt", "role", "content", "user", "text", "type", "tools", "max_tokens"]
 SECRET = "the secret words large"
 
 
@@ -208,6 +211,37 @@ def test_a_jump_of_the_wall_clock_moves_nothing(
     assert decide(gateway, ask("large")).reason == "routed"
 
 
+@pytest.mark.parametrize("jump", [86_400.0, -86_400.0])
+def test_a_jump_of_the_wall_clock_ends_no_wait_early_or_late(
+    make_gateway: Callable[..., Gateway], stub: Any, ask: Any, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """In the middle of a call: the deadline, the breaker, a cooldown and a conversation go by a monotonic clock."""
+    wall, gate = time.time, threading.Event()
+    gateway = make_gateway(
+        inline=0, deadline_ms=50, breaker_failures=1, breaker_seconds=3600, sticky_margin=1.0, sticky_seconds=60.0
+    )
+    assert decide(gateway, ask("large")).reason == "routed"
+    gateway.cool_down("medium", 3600)
+
+    def hang() -> None:
+        monkeypatch.setattr(time, "time", lambda: wall() + jump)
+        gate.wait(20)
+
+    stub.behave = hang
+    assert decide(gateway, ask("large")).reason == "deadline"
+    assert [decide(gateway, ask("large")).reason for _ in range(2)] == ["breaker", "breaker"]
+    gate.set()
+    stub.behave = lambda: None
+    gateway.try_reload()  # closes the breaker
+    verdict = decide(gateway, ask("large"))
+    assert (verdict.reason, verdict.model) == ("routed", "large")
+    assert stub.calls[-1][3] == ["small", "large"]  # medium still cools down
+    assert (
+        decide(gateway, {**ask("large"), "messages": [*ask("large")["messages"], *ask("small")["messages"]]}).reason
+        == "sticky"
+    )
+
+
 def test_headers_metrics_and_log_agree_and_hold_no_text(
     make_gateway: Callable[..., Gateway], ask: Any, tmp_path: Path
 ) -> None:
@@ -237,6 +271,11 @@ def test_headers_metrics_and_log_agree_and_hold_no_text(
     first, second = (json.loads(line) for line in written.splitlines())
     assert first["model"] == first["selected_model"] == "large"
     assert set(first["quality"]) == {"small", "medium", "large"}
+    assert verdict.decision is not None
+    assert first["familiarity"] == pytest.approx(verdict.decision.familiarity, abs=1e-4)
+    assert first["because"] == verdict.decision.reason
+    assert sample(gateway, "arllm_query_familiarity_count") == 1
+    assert sample(gateway, "arllm_query_familiarity_sum") == verdict.decision.familiarity
     assert (second["reason"], second["query_id"]) == ("no-query", None)
 
 
@@ -265,6 +304,8 @@ def test_the_span(gateway: Gateway, ask: Any, monkeypatch: pytest.MonkeyPatch) -
     assert span.attributes is not None
     assert span.attributes["gen_ai.request.model"] == "large"
     assert span.attributes["arllm.reason"] == "routed"
+    assert 0 <= span.attributes["arllm.familiarity"] <= 1
+    assert "quality" in span.attributes["arllm.because"]
     assert "secret" not in span.to_json()
 
 
@@ -307,6 +348,36 @@ def test_many_at_once_all_get_their_own_answer(make_gateway: Callable[..., Gatew
 
     for text, verdict in zip(texts, asyncio.run(main()), strict=True):
         assert (verdict.reason, verdict.model) == ("routed", text.split(" ")[0])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4), max_size=5), st.text(max_size=30))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_asked_headers_are_safe_and_labels_few(
+    gateway: Gateway, bodies: list[dict[str, Any]], model: str
+) -> None:
+    for body in ({"model": model}, *bodies, *({**body, "model": "auto"} for body in bodies)):
+        found = decide(gateway, body, {"x-arllm-beta": model, "x-arllm-session": model})
+        assert found.reason in REASONS
+        assert found.headers()[asks.REASON] == found.reason
+        assert all(value.isascii() and value.isprintable() for value in found.headers().values())
+    assert gateway.metrics is not None
+    labels = [
+        sample.labels
+        for metric in gateway.metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "arllm_routing_decisions_total"
+    ]
+    assert {label["reason"] for label in labels} <= REASONS
+    assert {label["selected_model"] for label in labels} <= {"small", "medium", "large", "other"}
 
 
 def test_every_fallback_is_a_fallback() -> None:

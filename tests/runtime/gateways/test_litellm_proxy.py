@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import shutil
+import socket
 import sys
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ openai: Any = pytest.importorskip("openai", reason="the OpenAI client, of the ex
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # what the load run uses too
 import litellm_world as world  # noqa: E402
 import load  # noqa: E402
+from idle import idle, more_files  # noqa: E402
 
 TEXTS = (
     "What is 17 * 23?",
@@ -62,6 +64,7 @@ def proxy(providers: Any, bundle: Path, tmp_path_factory: pytest.TempPathFactory
         log="decisions.jsonl",
     )
     settings["general_settings"]["forward_client_headers_to_llm_api"] = True
+    more_files(1000)  # LiteLLM's own limit
     made = world.Proxy(tmp_path_factory.mktemp("proxy"), settings)
     try:
         made.wait()
@@ -188,6 +191,75 @@ def test_the_decision_log_holds_hashes_of_the_routed_queries(proxy: Any) -> None
     assert re.fullmatch(r"[0-9a-f]{16}", record["query_id"])
     assert "zebrafinch" not in log.read_text()
     assert "zebrafinch" not in proxy.log.read_text(encoding="utf-8", errors="replace")
+
+
+def post(proxy: Any, content: bytes, **headers: str) -> Any:
+    fixed = {"authorization": f"Bearer {world.MASTER}", "content-type": "application/json"}
+    return proxy.http.post("/v1/chat/completions", content=content, headers={**fixed, **headers})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model": "auto", "messages": ',
+        b'{"model": "auto", "x": "\xff\xfe"}',
+        b'[{"model": "auto"}]',
+        b'{"model": 5}',
+    ],
+    ids=["malformed", "not UTF-8", "no object", "no name"],
+)
+def test_a_bad_body_is_refused_and_reaches_nobody(proxy: Any, providers: Any, raw: bytes) -> None:
+    """LiteLLM parses it before any hook (and answers 500 to what is no object); what it lets pass, arllm survives."""
+    providers.forget()
+    assert post(proxy, raw).status_code >= 400
+    assert providers.seen() == []
+    assert world.ask(proxy.client(), TEXTS[0])[1]["x-arllm-decision-reason"] == "routed"
+
+
+def test_a_body_of_20_mb_arrives_whole(proxy: Any, providers: Any, router: Router) -> None:
+    providers.forget()
+    pad = "x" * 20_000_000
+    turns = [{"role": "assistant", "content": pad}, {"role": "user", "content": TEXTS[0]}]
+    answer = post(proxy, json.dumps({"model": "auto", "messages": turns}).encode())
+    assert answer.status_code == 200
+    ((_, seen),) = providers.seen()
+    assert seen.body["messages"] == turns
+    assert answer.headers["x-arllm-selected-model"] == f"at-{seen.body['model']}"
+    assert answer.headers["x-arllm-decision-reason"] == "routed"
+
+
+@pytest.mark.parametrize(
+    "model", ["auto\r\nx-evil: 1", "at-sim-tiny\r\nx-evil: 1", "auto/\r\nx-evil: 1", "auto\u2028"]
+)
+def test_a_model_name_can_not_inject_headers(proxy: Any, providers: Any, model: str) -> None:
+    providers.forget()
+    answer = post(proxy, json.dumps({"model": model, "messages": [{"role": "user", "content": "x"}]}).encode())
+    assert 400 <= answer.status_code < 500
+    assert "x-evil" not in answer.headers
+    assert "\n" not in answer.headers.get("x-arllm-selected-model", "")
+    assert providers.seen() == []
+
+
+def test_a_slow_client_is_waited_for_and_keeps_nobody_out(proxy: Any, providers: Any) -> None:
+    providers.forget()
+    raw = json.dumps({"model": "auto", "messages": [{"role": "user", "content": TEXTS[0]}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.MASTER}\r\n"
+    head += f"content-type: application/json\r\nconnection: close\r\ncontent-length: {len(raw)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as connection:
+        connection.sendall(head.encode() + raw[:20])
+        assert world.ask(proxy.client(), TEXTS[2])[1]["x-arllm-decision-reason"] == "routed"
+        assert len(providers.seen()) == 1
+        connection.sendall(raw[20:])
+        answer = b""
+        while chunk := connection.recv(65_536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"x-arllm-decision-reason: routed" in answer.lower()
+
+
+def test_1000_idle_connections_keep_nobody_out(proxy: Any) -> None:
+    with idle(proxy.port):
+        assert world.ask(proxy.client(), TEXTS[0])[1]["x-arllm-decision-reason"] == "routed"
 
 
 def test_no_request_is_lost_while_bundles_are_replaced(

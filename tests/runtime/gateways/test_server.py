@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from idle import idle
 
 from arllm.runtime.bundle import find_bundle
 from arllm.runtime.gateways.config import GatewayConfig
@@ -216,15 +217,9 @@ def test_the_token(http_server: Callable[..., httpx.Client], gateway: Gateway, a
 
 
 def test_1000_idle_connections_keep_nobody_out(client: httpx.Client, ask: Any) -> None:
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != -1 else 65_536, hard))
-    with contextlib.ExitStack() as stack:
-        for _ in range(1000):
-            stack.enter_context(socket.create_connection((client.base_url.host, client.base_url.port or 0)))
+    with idle(client.base_url.port or 0):
         for _ in range(20):
             assert client.post("/v1/route", json=ask("large")).json()["model"] == "large"
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_idle_connections_are_closed(http_server: Callable[..., httpx.Client], gateway: Gateway) -> None:
