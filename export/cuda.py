@@ -1,7 +1,7 @@
 """The encoder's graph for ONNX Runtime's CUDA provider: every node in a type that it runs, in float32 or bfloat16.
 
-Three things differ from :mod:`arllm.export.authored`, whose layers stand here unchanged. Masks are made from tensors on
-the device: arithmetic on shapes and an ``If`` would bring the host between two kernels, and a strict session refuses
+Three things differ from :mod:`arllm.export.authored`, whose layers stand here unchanged. Masks are made from tensors
+on the device: arithmetic on shapes and an ``If`` would bring the host between two kernels, and a strict session refuses
 them. A lookup that the provider has no kernel for becomes one that it has. And :func:`lower` puts what lies between
 two norms into 16 bits. Knows nothing about providers' options, parity or bundles.
 
@@ -30,10 +30,12 @@ class DeviceLayers(authored.Layers):
     def _weights(self, layer: gemma.Layer, q: str, k: str) -> str:
         b, net = self.b, self.network
         scores = b("FusedMatMul", q, k, domain=authored.MICROSOFT, transB=1, alpha=net.score_scale)
-        return b("Softmax", b("Add", scores, self.bias[layer.sliding]), axis=-1)
+        # Not an added bias: ONNX Runtime would fuse it into BiasSoftmax, which CUDA lacks in bfloat16.
+        hidden = b.constant(authored.MASKED, np.float32)
+        return b("Softmax", b("Where", self.bias[layer.sliding], scores, hidden), axis=-1)
 
     def _mask(self, sliding: bool) -> str:
-        """0 or ``MASKED``, (B, S * H or 1, S), or with groups (B, 1, S * H / G or 1, S)."""
+        """Which keys a query sees: bool, (B, S * H or 1, S), or with groups (B, 1, S * H / G or 1, S)."""
         b, net = self.b, self.network
         group = [1] if net.kv_heads > 1 else []
         seen = b("Cast", b("Unsqueeze", self.visible, b.shape(1, *[2 for _ in group])), to=TensorProto.BOOL)
@@ -47,7 +49,7 @@ class DeviceLayers(authored.Layers):
                 seen = b("And", seen, b("GreaterOrEqual", ahead, b.constant(0, np.int64)))
             if sliding:
                 seen = b("And", seen, b("Less", b("Abs", ahead), b.constant(net.window, np.int64)))
-        return b("Where", seen, b.constant(0.0, np.float32), b.constant(authored.MASKED, np.float32))
+        return seen
 
     def _places(self) -> str:
         """1, 2, 3 … along the tokens, (B, S) int64, padding counted too."""
@@ -104,7 +106,9 @@ def gather_on_device(model: onnx.ModelProto) -> None:
             continue
         axes = numpy_helper.to_array(tables[index.input[1]])
         if axes.tolist() == [-1]:
-            row = helper.make_node("Gather", [node.input[0], index.input[0]], list(node.output), name=node.name, axis=0)
+            row = helper.make_node(
+                "Gather", [node.input[0], index.input[0]], list(node.output), name=node.name, axis=0
+            )
             node.CopyFrom(row)
     _drop_unused(graph)
 
@@ -113,7 +117,9 @@ def gather_on_device(model: onnx.ModelProto) -> None:
 
 
 TOKEN_TABLE = "token_table"
-FOLLOWING = ("MatMul", "FusedMatMul", "Split", "Reshape", "Transpose", "RotaryEmbedding", "Gelu", "Mul", "Add", "Softmax")
+FOLLOWING = frozenset(
+    ("MatMul", "FusedMatMul", "Split", "Reshape", "Transpose", "RotaryEmbedding", "Gelu", "Mul", "Where", "Softmax")
+)
 PER_HEAD = ("q_norm", "k_norm")
 
 
@@ -163,13 +169,13 @@ def lower(model: onnx.ModelProto) -> None:
 def _is_low(node: onnx.NodeProto, flowing: set[str]) -> bool:
     """``flowing`` holds the values that come from a product, with no norm over the width between."""
     if node.op_type == "Gather":
-        return node.input[0] == TOKEN_TABLE
+        return bool(node.input[0] == TOKEN_TABLE)
     if node.op_type == "MatMul" and node.input[1].startswith("layers."):
         return True
-    if node.input[0] not in flowing:
+    if not flowing & set(node.input):
         return False
     if node.op_type == "SimplifiedLayerNormalization":
-        return node.input[1].endswith(PER_HEAD)
+        return bool(node.input[1].endswith(PER_HEAD))
     return node.op_type in FOLLOWING
 
 

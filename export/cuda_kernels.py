@@ -106,17 +106,21 @@ def unsupported(model: onnx.ModelProto) -> list[str]:
     small = {t.name for t in model.graph.initializer if _elements(t) <= SMALL}
     small |= {value.name for value in model.graph.input}
     host: set[str] = set()
+    unknown: set[str] = set()  # what nodes make that are named already: the next ones are not to blame
     problems = []
     for node in model.graph.node:
         where = f"{node.name or node.output[0]} ({node.op_type})"
         kernel = KERNELS.get((node.domain, node.op_type))
         if kernel is None:
             problems.append(f"{where}: no such kernel is known")
+            unknown.update(node.output)
             continue
         opset = opsets.get(node.domain, 0)
         if not kernel.versions[0] <= opset <= kernel.versions[1]:
             problems.append(f"{where}: its kernel of opset {opset} is not known")
-        problems += [f"{where}: {reason}" for reason in _wrong_types(node, kernel, types)]
+        if any(name not in types for name in node.output):
+            unknown.update(node.output)
+        problems += [f"{where}: {reason}" for reason in _wrong_types(node, kernel, types, unknown)]
         read = _inputs(node, kernel)
         brought = any(name in host and letter not in _HOST for name, letter in read)
         if brought and all(name in small or (name in host and letter not in _HOST) for name, letter in read):
@@ -153,7 +157,7 @@ def _bound(node: onnx.NodeProto, kernel: Kernel, types: Mapping[str, int]) -> li
     return [types[name] for name, letter in _inputs(node, kernel) if letter in "Th" and name in types]
 
 
-def _wrong_types(node: onnx.NodeProto, kernel: Kernel, types: Mapping[str, int]) -> Iterable[str]:
+def _wrong_types(node: onnx.NodeProto, kernel: Kernel, types: Mapping[str, int], unknown: set[str]) -> Iterable[str]:
     bound = _bound(node, kernel, types)
     if len(set(bound)) > 1:
         yield f"reads {_names(bound)}, which no kernel takes together"
@@ -162,7 +166,8 @@ def _wrong_types(node: onnx.NodeProto, kernel: Kernel, types: Mapping[str, int])
     for name, letter in _inputs(node, kernel):
         have = types.get(name)
         if have is None:
-            yield f"the type of {name} is not known"
+            if name not in unknown:
+                yield f"the type of {name} is not known"
         elif letter in "Ii" and have not in INDEX:
             yield f"{name} is {_names([have])}, not an index"
         elif letter in _FIXED and have != _FIXED[letter]:
@@ -177,7 +182,8 @@ def _inputs(node: onnx.NodeProto, kernel: Kernel) -> list[tuple[str, str]]:
 
 
 def _names(codes: Iterable[int]) -> str:
-    return " and ".join(dict.fromkeys(helper.tensor_dtype_to_string(code).rpartition(".")[2].lower() for code in codes))
+    found = (helper.tensor_dtype_to_string(code).rpartition(".")[2].lower() for code in codes)
+    return " and ".join(dict.fromkeys(found))
 
 
 def _elements(tensor: Any) -> int:
