@@ -1,9 +1,9 @@
 """The encoder's graph for ONNX Runtime's CUDA provider: every node in a type that it runs, in float32 or bfloat16.
 
 Three things differ from :mod:`arllm.export.authored`, whose layers stand here unchanged. Masks are made from tensors
-on the device: arithmetic on shapes and an ``If`` would bring the host between two kernels, and a strict session refuses
-them. A lookup that the provider has no kernel for becomes one that it has. And :func:`lower` puts what lies between
-two norms into 16 bits. Knows nothing about providers' options, parity or bundles.
+on the device: arithmetic on shapes and an ``If`` would bring the host between two kernels, and a strict session
+refuses them. A lookup that the provider has no kernel for becomes one that it has. And :func:`lower` puts what lies
+between two norms into 16 bits. Knows nothing about providers' options, parity or bundles.
 
 bfloat16, not float16: see :data:`FLOAT16_HEADROOM`.
 """
