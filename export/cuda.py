@@ -10,6 +10,8 @@ bfloat16, not float16: see :data:`FLOAT16_HEADROOM`.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arllm.export import authored, gemma, graphs
 from arllm.export.cuda_kernels import tensor_types, unsupported
+from arllm.runtime.bundle import Bundle, Variant
+from arllm.runtime.devices import cuda_devices
 from arllm.runtime.errors import ExportError
+from arllm.runtime.router import Router
+from arllm.runtime.session import CPU, CUDA, why_not
 from arllm.train.encoder import QueryEncoder
 
 BFLOAT16 = TensorProto.BFLOAT16
@@ -111,6 +117,33 @@ def gather_on_device(model: onnx.ModelProto) -> None:
             )
             node.CopyFrom(row)
     _drop_unused(graph)
+
+
+def verified_on(variant: Variant) -> list[str] | None:
+    """The card that a CUDA variant's figures come from; [] where none could run it; None of any other variant."""
+    if variant.provider != CUDA:
+        return None
+    return [cuda_devices()[0].name] if why_not(variant) is None else []
+
+
+def stand_in(bundle: Bundle, name: str, folder: Path) -> Router:
+    """A router of a CUDA variant that this machine can't run, its graph emulated on the CPU in the empty ``folder``.
+
+    Its figures show what the graph and its type do, not what a card's kernels do.
+    """
+    variant = bundle.manifest.variants[name]
+    if variant.encoder is None:
+        raise ExportError(f"variant {name} has no encoder to emulate")
+    model = onnx.load(str(bundle.path / variant.encoder.path))
+    emulate(model)
+    (folder / variant.encoder.path).parent.mkdir(parents=True)
+    graphs.write(model, folder / variant.encoder.path)
+    for path in ("tokenizer.json", *([variant.nir.path] if variant.nir is not None else [])):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / path, folder / path)
+    on_cpu = dataclasses.replace(variant, provider=CPU)
+    manifest = dataclasses.replace(bundle.manifest, variants={name: on_cpu})
+    return Router.of(dataclasses.replace(bundle, path=folder, manifest=manifest), on_cpu)
 
 
 # --- 16 bits ------------------------------------------------------------------------------------------------
