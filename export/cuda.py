@@ -5,7 +5,8 @@ on the device: arithmetic on shapes and an ``If`` would bring the host between t
 refuses them. A lookup that the provider has no kernel for becomes one that it has. And :func:`lower` puts what lies
 between two norms into 16 bits. Knows nothing about providers' options, parity or bundles.
 
-bfloat16, not float16: see :data:`FLOAT16_HEADROOM`.
+There is no float16: its largest number is 65,504, Gemma's residual stream is known to pass it, and that no product or
+gate of all 18 layers does, the residual being float32, has not been shown on real queries.
 """
 
 from __future__ import annotations
