@@ -154,14 +154,15 @@ def author(
     *,
     heads: nn.Module | None = None,
     products: FloatProducts | None = None,
+    layers: type[Layers] | None = None,
 ) -> onnx.ModelProto:
     """The graph of an encoder: ``input_ids``, ``attention_mask`` → what the heads give, then ``pooled``.
 
     ``heads`` is traced, by default :class:`TracedHeads`: a module of both views side by side, (batch, 2 * width), the
     ids and the mask that returns the tensors named in its ``output_names``. ``products`` write what has weights, by
-    default in float32.
+    default in float32; ``layers`` the rest.
     """
-    model = author_views(network, encoder.token_weight.detach().cpu().numpy(), products)
+    model = author_views(network, encoder.token_weight.detach().cpu().numpy(), products, layers)
     traced = _trace_heads(heads or TracedHeads(encoder), network.width).graph
     pooled = model.graph.output[0]
     del model.graph.output[:]
@@ -171,13 +172,18 @@ def author(
     return model
 
 
-def author_views(network: Network, token_weight: Weights, products: FloatProducts | None = None) -> onnx.ModelProto:
+def author_views(
+    network: Network,
+    token_weight: Weights,
+    products: FloatProducts | None = None,
+    layers: type[Layers] | None = None,
+) -> onnx.ModelProto:
     """The graph without heads: ids and mask → ``pooled``, (batch, width), and ``views``, (batch, 2 * width)."""
     products = products or FloatProducts()
     b = Builder()
     rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
     visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
-    hidden = _Layers(b, network, visible, products).write(rows)
+    hidden = (layers or Layers)(b, network, visible, products).write(rows)
     _views(b, rows, hidden, visible, token_weight)
     graph = helper.make_graph(
         b.nodes,
@@ -222,7 +228,7 @@ def _views(b: Builder, rows: str, hidden: str, visible: str, token_weight: Weigh
     b("Concat", pooled, b("Div", summed, norm), axis=-1, output="views")
 
 
-class _Layers:
+class Layers:
     """Writes the layers of one network. In the comments H = heads, G = key/value heads, D = head_dim."""
 
     def __init__(self, b: Builder, network: Network, visible: str, products: FloatProducts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,16 +17,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arllm.export import conformance, graphs, latency, parity, routing, trimming
+from arllm.export import conformance, cuda, graphs, latency, parity, routing, trimming
 from arllm.export.card import model_card
 from arllm.export.targets import target_of
-from arllm.export.variants import VARIANTS, Material, Written
-from arllm.runtime.bundle import GRAPH_IO, MANIFEST, SCHEMA_VERSION, list_files
+from arllm.export.variants import DEFAULT, VARIANTS, Material, Written
+from arllm.runtime.bundle import GRAPH_IO, MANIFEST, SCHEMA_VERSION, list_files, open_bundle
 from arllm.runtime.conformance import rows as text_rows
 from arllm.runtime.conformance import vector_rows
 from arllm.runtime.errors import ExportError
 from arllm.runtime.pool import Pool
 from arllm.runtime.router import Router
+from arllm.runtime.session import CPU
 from arllm.runtime.tokens import TokenSpec
 from arllm.train.rundir import Run, versions
 from arllm.train.staging import staged_folder, write_json, write_jsonl
@@ -63,7 +65,7 @@ def export_run(
     out: str | os.PathLike[str],
     *,
     name: str | None = None,
-    variants: Sequence[str] = tuple(VARIANTS),
+    variants: Sequence[str] = DEFAULT,
     target: str = "auto",
     verify_queries: int = 2000,
     trim_vocabulary: str | None = None,
@@ -75,12 +77,15 @@ def export_run(
 
     Every variant is verified against PyTorch on up to ``verify_queries`` held-out queries and on texts of many
     lengths before the bundle appears under its name; on any failure nothing is left behind. ``target`` names the
-    processor that integers are made for: see :mod:`arllm.export.targets`.
-    ``trim_vocabulary`` is what :func:`arllm.export.trimming.trim` keeps: the bundle is then that of the trimmed run.
+    processor that integers are made for: see :mod:`arllm.export.targets`. ``trim_vocabulary`` is what
+    :func:`arllm.export.trimming.trim` keeps: the bundle is then that of the trimmed run. A variant for CUDA is
+    verified on this machine's card; without one, by its graph emulated on the CPU, and the manifest says that no card
+    verified it.
 
     Raises:
         ParityError: a variant is past its bound.
-        ExportError: ``out`` exists, a variant or the target is unknown, or its integers can't be verified here.
+        ExportError: ``out`` exists, a variant or the target is unknown, or its integers can't be verified here; not
+            one variant runs here; the backbone has no CUDA variant.
     """
     out = Path(out)
     unknown = [v for v in variants if v not in VARIANTS]
@@ -136,22 +141,34 @@ def finish(
     texts, or query vectors where the bundle has no encoder.
     """
     write_json(staging / "pool.json", content.pool.to_json())
-    whole = content.tokens is not None and next(iter(content.policies)) == "nir"
-    for variant in written if whole else ():
+    routed = content.tokens is not None and next(iter(content.policies)) == "nir"
+    whole = [variant for variant in written if routed and VARIANTS[variant].provider == CPU]
+    for variant in whole:
         routing.export_router(staging / variant, content)
-    _write_manifest(content, staging, written, {})
+    _write_manifest(content, staging, written, {}, {})
+    opened = open_bundle(staging, verify=False)
+    cards = {name: cuda.verified_on(variant) for name, variant in opened.manifest.variants.items()}
+    runnable = [variant for variant in written if cards[variant] != []]
+    if not runnable:
+        raise ExportError(f"no card here runs {', '.join(written)}: name cpu-fp32 too, for a record of what is right")
     routers, reports = {}, {}
     for variant in written:
         progress(f"verifying {variant} against PyTorch on {len(reference.query_vectors)} queries")
-        routers[variant] = Router.load(staging, variant=variant, verify=False)
-        reports[variant] = {
-            "graph": written[variant].graph,
-            "bytes": _size(staging / variant),
-            **parity.measure(routers[variant], reference),
-        }
+        with tempfile.TemporaryDirectory() as scratch:
+            if variant in runnable:
+                router = routers[variant] = Router.load(staging, variant=variant, verify=False)
+            else:
+                progress(f"no card here runs {variant}: its graph is emulated on the CPU")
+                router = cuda.stand_in(opened, variant, Path(scratch))
+            reports[variant] = {
+                "graph": written[variant].graph,
+                "bytes": _size(staging / variant),
+                **({} if cards[variant] is None else {"verified_on": cards[variant]}),
+                **parity.measure(router, reference),
+            }
         parity.check(reports[variant], variant, VARIANTS[variant].precision)
-        if whole:
-            routing.verify_router(routers[variant], probes)
+        if variant in whole:
+            routing.verify_router(router, probes)
     if content.tokens is not None:
         progress("timing the encoders")
         sessions = {variant: parity.encoder_session(router) for variant, router in routers.items()}
@@ -164,7 +181,8 @@ def finish(
     default = next(iter(content.policies))
     summaries = {variant: parity.summary(report, default) for variant, report in reports.items()}
     (staging / "README.md").write_text(model_card(content, written, summaries), encoding="utf-8")
-    _write_manifest(content, staging, written, summaries)
+    first = sorted(written, key=lambda variant: not cards[variant])  # "auto" takes a card that was measured, if any
+    _write_manifest(content, staging, {variant: written[variant] for variant in first}, summaries, cards)
     return reports
 
 
@@ -195,7 +213,11 @@ def _reference(run: Run, picked: NDArray[np.int64], progress: Progress) -> parit
 
 
 def _write_manifest(
-    content: Content, staging: Path, written: Mapping[str, Written], summaries: Mapping[str, Mapping[str, Any]]
+    content: Content,
+    staging: Path,
+    written: Mapping[str, Written],
+    summaries: Mapping[str, Mapping[str, Any]],
+    cards: Mapping[str, list[str] | None],
 ) -> None:
     costs: NDArray[np.float64] = content.pool.costs
     write_json(
@@ -230,6 +252,7 @@ def _write_manifest(
                         if (staging / variant / f"{kind}.onnx").is_file()
                     },
                     "parity": summaries.get(variant, {}),
+                    **({} if cards.get(variant) is None else {"verified_on": cards[variant]}),
                 }
                 for variant, how in written.items()
             ],

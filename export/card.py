@@ -175,6 +175,11 @@ def _variants(written: Mapping[str, Written], summaries: Mapping[str, Mapping[st
             f"{', '.join(f'{tokens}: {ms:g}' for tokens, ms in times.items()) or '–'} |"
         )
     lines += ["", *(f"- {name}: {how.graph}, {how.reason}." for name, how in written.items())]
+    for name, figures in summaries.items():
+        if "verified_on" in figures:
+            cards = ", ".join(figures["verified_on"])
+            unseen = "no card: its figures are of the graph emulated on the CPU; verify it on yours with arllm doctor"
+            lines.append(f"- {name}: verified on {cards or unseen}.")
     timed = next((figures["latency"] for figures in summaries.values() if "latency" in figures), None)
     if timed is not None:
         lines.append(

@@ -15,7 +15,12 @@ from arllm.train.commands import progress
 @click.argument("run", required=False, type=click.Path(exists=True))
 @click.option("--out", required=True, type=click.Path(), help="The bundle folder to make.")
 @click.option("--name", help="The bundle's name.  [default: that of the folder]")
-@click.option("--variant", "variants", multiple=True, help="cpu-int8 or cpu-fp32; repeatable.  [default: both]")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    help="cpu-int8, cpu-fp32, cuda-bf16 or cuda-fp32; repeatable.  [default: both of cpu]",
+)
 @click.option("--target", help="Make integers for avx512_vnni, avx2 or arm64.  [default: auto, right on every one]")
 @click.option("--verify-queries", type=click.IntRange(min=1), help="Held-out queries to verify on.  [default: 2000]")
 @click.option(
@@ -76,7 +81,7 @@ def export(
         from arllm.export.bundle import export_run
         from arllm.export.card import read_evaluation
         from arllm.export.published import export_checkpoint
-        from arllm.export.variants import VARIANTS
+        from arllm.export.variants import DEFAULT
         from arllm.train.pools import models_info_domains, read_pool
         from arllm.train.rundir import read_run
     if nir_checkpoint is not None and domains and pool:
@@ -97,7 +102,7 @@ def export(
             read_run(str(run)),
             out,
             name=name,
-            variants=variants or tuple(VARIANTS),
+            variants=variants or DEFAULT,
             target=target or "auto",
             verify_queries=verify_queries or 2000,
             trim_vocabulary=trim_vocabulary,

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from arllm.export import authored, authored_int8, gemma, graphs, quantize, targets
+from arllm.export import authored, authored_int8, cuda, gemma, graphs, quantize, targets
 from arllm.export.targets import Target
+from arllm.runtime.session import CPU, CUDA
 from arllm.train.encoder import QueryEncoder
-
-CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +70,14 @@ def write_int8(material: Material, folder: Path) -> Written:
     return Written("traced", reason, instruction_set)
 
 
+def write_cuda(precision: str) -> Callable[[Material, Path], Written]:
+    def write(material: Material, folder: Path) -> Written:
+        cuda.export_cuda(material.encoder, folder, precision)
+        return Written("authored", f"{_known(material.encoder)}; every node has a kernel of {CUDA}")
+
+    return write
+
+
 def _known(encoder: QueryEncoder) -> str:
     return f"{type(encoder.backbone).__name__} of {encoder.spec.backbone.num_layers} layers"
 
@@ -78,4 +85,7 @@ def _known(encoder: QueryEncoder) -> str:
 VARIANTS = {  # in order of preference for "auto"
     "cpu-int8": VariantSpec(CPU, "int8", write_int8),
     "cpu-fp32": VariantSpec(CPU, "fp32", write_fp32),
+    "cuda-bf16": VariantSpec(CUDA, "bf16", write_cuda("bf16")),
+    "cuda-fp32": VariantSpec(CUDA, "fp32", write_cuda("fp32")),
 }
+DEFAULT = ("cpu-int8", "cpu-fp32")  # what is exported unless variants are named

@@ -72,6 +72,7 @@ class Variant:
     nir: Graph | None
     parity: Mapping[str, Any]  # summary of parity.json
     router: Graph | None = None
+    verified_on: tuple[str, ...] | None = None  # cards that its figures come from; None = the exporting host's CPU
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -355,6 +356,9 @@ def _variant(entry: _Reader) -> Variant:
     unknown = set(graphs.data) - set(GRAPH_IO)
     if unknown:
         raise graphs.error(sorted(unknown)[0], "unknown graph")
+    cards = entry.get("verified_on", list, None)
+    if cards is not None and not all(isinstance(card, str) for card in cards):
+        raise entry.error("verified_on", "expected names of devices")
     return Variant(
         name=entry.get("name", str),
         provider=entry.get("provider", str),
@@ -365,6 +369,7 @@ def _variant(entry: _Reader) -> Variant:
         nir=_graph(graphs.child("nir"), "nir") if "nir" in graphs.data else None,
         parity=entry.get("parity", dict),
         router=_graph(graphs.child("router"), "router") if "router" in graphs.data else None,
+        verified_on=None if cards is None else tuple(cards),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import platform
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from arllm.runtime.bundle import GRAPH_IO, Graph, Tensor, Variant
 from arllm.runtime.constants import with_constant
+from arllm.runtime.devices import cuda_devices
 from arllm.runtime.errors import BundleIntegrityError, BundleIOMismatchError, MissingExtraError, VariantError
 
 try:
@@ -22,6 +25,12 @@ try:
 except ImportError:
     raise MissingExtraError("onnxruntime", "cpu", "the runtime") from None
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA_OPTIONS = {
+    "use_tf32": "0",  # products of float32 cut to 10 bits are not what parity was measured on
+    "arena_extend_strategy": "kSameAsRequested",  # a guest: no more of the card's memory than it needs
+}
+BFLOAT16_SINCE = (8, 0)  # compute capability of the first cards with products of that type
 EXACT_SUMS = frozenset({"avx512_vnni", "arm64"})  # sum 8-bit products in 32 bits: integers right on one are on all
 ONNX_TYPES = {
     "int64": "tensor(int64)",
@@ -61,9 +70,23 @@ def why_not(variant: Variant) -> str | None:
     """The reason why this machine can't run a variant as it was measured, or None where it can."""
     available = onnxruntime.get_available_providers()
     if variant.provider not in available:
-        return f"needs {variant.provider}; this onnxruntime has {', '.join(available)}"
+        mend = ': pip uninstall onnxruntime, then pip install "arllm[gpu]"' if variant.provider == CUDA else ""
+        return f"needs {variant.provider}; this onnxruntime has {', '.join(available)}{mend}"
+    if variant.provider == CUDA:
+        return _why_not_cuda(variant)
     if not has_instruction_set(variant.instruction_set):
         return f"its integers are right only with {variant.instruction_set}, which this processor lacks"
+    return None
+
+
+def _why_not_cuda(variant: Variant) -> str | None:
+    """Of the first device alone: it is the one that ONNX Runtime takes."""
+    devices = cuda_devices()
+    if not devices:
+        return "the driver shows no CUDA device (nvidia-smi lists them; CUDA_VISIBLE_DEVICES may hide them)"
+    if variant.precision == "bf16" and devices[0].capability < BFLOAT16_SINCE:
+        have = ".".join(map(str, devices[0].capability))
+        return f"bfloat16 needs compute capability 8.0; {devices[0].name} has {have}"
     return None
 
 
@@ -89,8 +112,24 @@ def pick_variant(variants: dict[str, Variant], wanted: str) -> Variant:
     raise VariantError(f"no variant of the bundle can run here ({'; '.join(reasons)})")
 
 
+@functools.lru_cache(maxsize=1)
+def _preload_cuda() -> None:
+    """Let ONNX Runtime find the CUDA libraries that pip installed; it reports on stdout, which belongs to results."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+
+
 class Session:
-    """One graph, opened as the manifest says, its inputs and outputs checked against it."""
+    """One graph, opened as the manifest says, its inputs and outputs checked against it.
+
+    On CUDA no node may run elsewhere: ONNX Runtime refuses a graph of which one would. NIR alone runs on the CPU
+    whatever the variant's provider: a card would take longer to be told its few thousand numbers.
+
+    Raises:
+        VariantError: the provider can't be used, or not for every node.
+        BundleError: the graph can't be read, or is not what the manifest says.
+    """
 
     def __init__(
         self,
@@ -116,9 +155,16 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.enable_mem_pattern = False  # lengths differ from query to query: a pattern would never be reused
         path = self._path = root / graph.path
+        if graph.kind == "nir":
+            provider = CPU
         constants = constants or {}
         inputs = _without(path, graph.inputs, constants)
         settled = {d for t in graph.inputs if t.name in constants for d in t.dims if isinstance(d, str)}
+        chosen: Any = provider
+        if provider == CUDA:
+            _preload_cuda()
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            chosen = (provider, CUDA_OPTIONS)
         try:
             source: str | bytes = str(path)
             if constants:
@@ -129,11 +175,17 @@ class Session:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(path.parent)
                 )
-            self._session = onnxruntime.InferenceSession(source, options, providers=[provider])
+            # Without enable_fallback=0 a provider that fails is replaced, with a note on stdout.
+            self._session = onnxruntime.InferenceSession(source, options, providers=[chosen], enable_fallback=0)
         except LookupError as error:
             raise BundleIOMismatchError(f"{path}: {error.args[0]}") from None
         except Exception as error:  # onnxruntime's exceptions share no public base
             detail = str(error).strip().splitlines()[0]
+            if provider == CUDA:
+                raise VariantError(
+                    f"{path}: ONNX Runtime can't run every node of the graph on CUDA: {detail}. Where its CUDA "
+                    'libraries are missing: pip install "onnxruntime-gpu[cuda,cudnn]"'
+                ) from None
             raise BundleIntegrityError(f"{path}: ONNX Runtime can't open the graph: {detail}") from None
         active = self._session.get_providers()
         if active[0] != provider:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from arllm.runtime.answer import Decision
-    from arllm.runtime.bundle import Manifest
+    from arllm.runtime.bundle import Manifest, Variant
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -50,7 +50,7 @@ def variants(manifest: Manifest) -> str:
                 variant.provider.removesuffix("ExecutionProvider"),
                 variant.precision,
                 variant.graph,
-                variant.instruction_set,
+                _runs_on(variant),
                 f"{size / 1e6:.1f}",
                 small(figures.get("mean_regret")),
                 small(figures.get("agreement")),
@@ -64,6 +64,12 @@ def variants(manifest: Manifest) -> str:
         for machine, threads in sorted({(latency["machine"], latency["threads"]) for latency in timed})
     ]
     return "\n".join(lines)
+
+
+def _runs_on(variant: Variant) -> str:
+    if variant.verified_on is None:
+        return variant.instruction_set
+    return ", ".join(variant.verified_on) or "verified on no card"
 
 
 def short(text: str, width: int = 60) -> str:

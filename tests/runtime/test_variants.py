@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from arllm.runtime import session
+from arllm.runtime.devices import CudaDevice
 from arllm.runtime.errors import VariantError
 from arllm.runtime.router import Router
 
@@ -106,3 +107,100 @@ def test_a_provider_that_falls_back_is_refused(tiny_bundle: Path, monkeypatch: p
     monkeypatch.setattr(session.onnxruntime, "InferenceSession", Fallen)
     with pytest.raises(VariantError, match="asked for CPUExecutionProvider, ONNX Runtime fell back to SomethingElse"):
         Router.load(tiny_bundle)
+
+
+H100, T4 = CudaDevice("NVIDIA H100", (9, 0)), CudaDevice("Tesla T4", (7, 5))
+
+
+@pytest.fixture
+def cuda_first(bundle_copy: Any) -> Any:
+    """The tiny bundle, its first variant said to be bf16 on CUDA."""
+    demand(bundle_copy, "provider", cpu_int8=session.CUDA)
+    demand(bundle_copy, "precision", cpu_int8="bf16")
+    return bundle_copy
+
+
+class Recorded:
+    """Stands in for ONNX Runtime's session: opens on the CPU, notes what was asked, says that it got it."""
+
+    calls: ClassVar[list[tuple[Path, Any, dict[str, Any], Any]]] = []
+    real: Any = session.onnxruntime.InferenceSession
+
+    def __init__(self, path: str, options: Any, providers: list[Any], **more: Any) -> None:
+        entry = "session.disable_cpu_ep_fallback"
+        strict = options.get_session_config_entry(entry) if providers[0] != session.CPU else None
+        self.calls.append((Path(path), providers[0], more, strict))
+        self._real = self.real(path, providers=[session.CPU])
+        self._asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def get_providers(self) -> list[str]:
+        return [self._asked]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
+    """A package for GPUs, and these cards."""
+    monkeypatch.setattr(session.onnxruntime, "get_available_providers", lambda: [session.CUDA, session.CPU])
+    monkeypatch.setattr(session, "cuda_devices", lambda: devices)
+
+
+def test_a_package_without_cuda_says_what_to_install(cuda_first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.onnxruntime, "get_available_providers", lambda: [session.CPU])
+    with pytest.raises(VariantError, match=r'needs CUDAExecutionProvider; .*pip install "arllm\[gpu\]"'):
+        Router.load(cuda_first.path, variant="cpu-int8")
+    assert Router.load(cuda_first.path).variant == "cpu-fp32"
+
+
+def test_a_package_without_a_card_is_passed_over(cuda_first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    with pytest.raises(VariantError, match="the driver shows no CUDA device"):
+        Router.load(cuda_first.path, variant="cpu-int8")
+    assert Router.load(cuda_first.path).variant == "cpu-fp32"
+
+
+def test_bfloat16_needs_a_card_that_has_it(cuda_first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, T4, H100)  # the first counts: it is the one that runs
+    with pytest.raises(VariantError, match=r"bfloat16 needs compute capability 8\.0; Tesla T4 has 7\.5"):
+        Router.load(cuda_first.path, variant="cpu-int8")
+    demand(cuda_first, "precision", cpu_int8="fp32")
+    variants = Router.load(cuda_first.path, variant="cpu-fp32").bundle.manifest.variants
+    assert session.why_not(variants["cpu-int8"]) is None
+
+
+def test_cuda_is_strict_and_runs_the_encoder_alone(cuda_first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, H100)
+    monkeypatch.setattr(session.onnxruntime, "InferenceSession", Recorded)
+    monkeypatch.setattr(Recorded, "calls", [])
+    preloaded: list[bool] = []
+    monkeypatch.setattr(session.onnxruntime, "preload_dlls", lambda: preloaded.append(True), raising=False)
+    session._preload_cuda.cache_clear()
+    router = Router.load(cuda_first.path)
+    session._preload_cuda.cache_clear()
+    assert router.variant == router.route("x").variant == "cpu-int8"
+    calls = {path.name: (provider, more, strict) for path, provider, more, strict in Recorded.calls}
+    provider, more, strict = calls["encoder.onnx"]
+    assert provider == (session.CUDA, session.CUDA_OPTIONS)
+    assert provider[1]["use_tf32"] == "0"
+    assert strict == "1"
+    assert more == {"enable_fallback": 0}
+    assert calls["nir.onnx"] == (session.CPU, {"enable_fallback": 0}, None)
+    assert preloaded == [True]
+
+
+def test_cuda_that_cannot_be_opened_is_refused(cuda_first: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine, with the real ONNX Runtime: its package for CPUs refuses the provider."""
+    pretend(monkeypatch, H100)
+    with pytest.raises(VariantError, match=r'can\'t run every node .* on CUDA: .*"onnxruntime-gpu\[cuda,cudnn\]"'):
+        Router.load(cuda_first.path, variant="cpu-int8")
+
+
+def test_preloading_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(session.onnxruntime, "preload_dlls", lambda: print("no CUDA here"), raising=False)
+    session._preload_cuda.cache_clear()
+    session._preload_cuda()
+    session._preload_cuda.cache_clear()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no CUDA here" in captured.err
