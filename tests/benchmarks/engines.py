@@ -217,7 +217,7 @@ def _stages(router: Router, queries: Sequence[str]) -> list[float]:
 
 
 def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False) -> dict[str, Any]:
-    """Everything, as the writer of RESULTS.md wants it. ``small``: two layers of EmbeddingGemma's shape, to try it."""
+    """Everything, as the writer of RESULTS.md wants it; ``small``: two layers of EmbeddingGemma's shape."""
     started = os.getloadavg()
     torch.set_grad_enabled(False)
     spec = shapes.EMBEDDINGGEMMA

@@ -41,7 +41,7 @@ def interleaved(arms: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
 
 
 def _run(arm: Arm) -> Run:
-    """A burst of an arm: one call unmeasured, then as many as asked for, or until ``ENOUGH_MS`` have been measured."""
+    """A burst: one call unmeasured, then as many as asked for, or until ``ENOUGH_MS`` have been measured."""
 
     def run(_: int, calls: int) -> Burst:
         first = arm()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -72,12 +74,14 @@ def export_graphs(
 ) -> dict[str, Path]:
     """The graphs ``traced-fp32``, ``traced-int8``, ``authored-fp32``, ``authored-int8`` under ``folder``.
 
-    A finished folder is used again: weights are random, but seeded.
+    A finished folder is used again, while what wrote it is the same: weights are random, but seeded.
     """
+    mark = _mark(encoder.spec)
     paths = {
         f"{kind}-{precision}": folder / f"{kind}-{precision}" for kind in kinds for precision in ("fp32", "int8")
     }
-    if not (folder / "finished").is_file():
+    finished = folder / "finished"
+    if not finished.is_file() or finished.read_text(encoding="utf-8") != mark:
         shutil.rmtree(folder, ignore_errors=True)
         for path in paths.values():
             path.mkdir(parents=True)
@@ -89,8 +93,15 @@ def export_graphs(
             authored.export_authored(encoder, paths["authored-fp32"])
             calibration = random_ids(encoder.spec.backbone.vocab_size, 64, 24, seed=1)
             authored_int8.export_authored_int8(encoder, paths["authored-int8"], calibration)
-        (folder / "finished").touch()
+        finished.write_text(mark, encoding="utf-8")
     return {name: path / "encoder.onnx" for name, path in paths.items()}
+
+
+def _mark(spec: EncoderSpec) -> str:
+    """A hash of all that a graph comes from: the encoder's shape, the code of export, the versions."""
+    code = [path.read_bytes() for path in sorted(Path(authored.__file__).parent.glob("*.py"))]
+    said = json.dumps([spec.to_json(), torch.__version__, onnx.__version__]).encode()
+    return hashlib.sha256(b"".join([said, *code])).hexdigest()
 
 
 # --- nano -----------------------------------------------------------------------------------------------------
