@@ -8,12 +8,9 @@ tokens: PyTorch eager, the traced graph and the authored one in ONNX Runtime, Op
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
-import os
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -28,22 +25,19 @@ import shapes
 import torch
 from environments import InstallError, cache_folder, environment
 from interleave import Arm, interleaved, stopwatch
+from record import ONE_THREAD, arguments, note, record
 from worker import Worker, WorkerError
 
 from arllm.runtime.router import Router
 from arllm.train.encoder import QueryEncoder
 
-THREADS = (1,) if os.environ.get("ARLLM_BENCH_CLOCK") == "cpu" else (2, 1)
+THREADS = (1,) if ONE_THREAD else (2, 1)
 QUERIES = 8  # of every length, in turn
 NANO_LAYERS = 4
 OPENVINO = ("openvino==2026.4.1", "nncf==3.4.0")
 OPENVINO_WORKER = Path(__file__).with_name("openvino_worker.py")
 
 Table = dict[str, Any]
-
-
-def note(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def on(threads: int, function: Callable[[Any], object], queries: Iterable[Any]) -> Arm:
@@ -218,7 +212,6 @@ def _stages(router: Router, queries: Sequence[str]) -> list[float]:
 
 def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False) -> dict[str, Any]:
     """Everything, as the writer of RESULTS.md wants it; ``small``: two layers of EmbeddingGemma's shape."""
-    started = os.getloadavg()
     torch.set_grad_enabled(False)
     spec = shapes.EMBEDDINGGEMMA
     if small:
@@ -236,7 +229,6 @@ def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False
         "rounds": rounds,
         "lengths": list(lengths),
         "texts": shapes.prompts(1)[1],
-        "load": [list(started), list(os.getloadavg())],
         "encoders": encoders + tables,
         "routes": routes,
         **about,
@@ -244,17 +236,10 @@ def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Engines compared, interleaved.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument(
-        "--smoke", action="store_true", help="two rounds of a small shape, to see that all of it runs"
-    )
-    given = parser.parse_args()
+    given = arguments("Engines compared, interleaved.", "rounds", 8, "of every length").parse_args()
     rounds = 2 if given.smoke else given.rounds
-    found = run(rounds, shapes.LENGTHS[:2] if given.smoke else shapes.LENGTHS, cache_folder(), small=given.smoke)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found), encoding="utf-8")
+    lengths = shapes.LENGTHS[:2] if given.smoke else shapes.LENGTHS
+    record(given.out, lambda: run(rounds, lengths, cache_folder(), small=given.smoke))
 
 
 if __name__ == "__main__":

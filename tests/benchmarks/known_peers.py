@@ -59,7 +59,7 @@ PEERS = (
         "strong or weak model: win rate of the strong one against a threshold",
         "human preferences between pairs of models",
         "2",
-        "more than two candidates; cost is a threshold set by hand. Its default router (mf) needs OpenAI's embeddings",
+        "more than two candidates; cost is a threshold set by hand; the default, mf, needs OpenAI's embeddings",
     ),
     Peer(
         "semantic-router",

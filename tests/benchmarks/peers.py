@@ -10,9 +10,7 @@ started is a row that says why.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from typing import Any
 import shapes
 from environments import InstallError, cache_folder, environment
 from known_peers import PEERS, Peer
+from record import ONE_THREAD, arguments, note, record
 from worker import Worker, WorkerError
 
 from arllm.runtime.bundle import SHIPPED
@@ -37,12 +36,8 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": str(FOLDER.parent),
 }
-if os.environ.get("ARLLM_BENCH_CLOCK") == "cpu":
+if ONE_THREAD:
     OFFLINE |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def note(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def start(peer: Peer, cache: Path, texts: Path) -> Worker:
@@ -56,7 +51,6 @@ def start(peer: Peer, cache: Path, texts: Path) -> Worker:
 
 
 def run(queries: int, peers: Sequence[Peer] = PEERS) -> dict[str, Any]:
-    started = os.getloadavg()
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     every, source = shapes.prompts()
@@ -93,22 +87,15 @@ def run(queries: int, peers: Sequence[Peer] = PEERS) -> dict[str, Any]:
     return {
         "queries": len(asked),
         "source": source,
-        "characters": sorted(len(text) for text in asked),
+        "characters": [len(text) for text in asked],
         "times": times,
         "failed": failed,
-        "load": [list(started), list(os.getloadavg())],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Peers compared with nano on the same queries.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--smoke", action="store_true", help="five queries, to see that all of it runs")
-    given = parser.parse_args()
-    found = run(5 if given.smoke else given.queries)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found), encoding="utf-8")
+    given = arguments("Peers compared with nano on the same queries.", "queries", 60, "of the mix").parse_args()
+    record(given.out, lambda: run(5 if given.smoke else given.queries))
 
 
 if __name__ == "__main__":

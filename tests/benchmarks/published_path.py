@@ -9,9 +9,6 @@ shape; token ids are given, tokenization is left out of all arms.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +20,7 @@ import shapes
 import torch
 from environments import cache_folder
 from interleave import interleaved
+from record import arguments, note, record
 from torch import Tensor, nn
 
 from arllm.export import graphs
@@ -77,7 +75,7 @@ def arms_of(spec: GemmaSpec, cache: Path, threads: int) -> dict[str, Callable[[A
     nir = InteractionNir(DOMAINS + 1, DOMAINS).eval()
     models = torch.rand(shapes.CANDIDATES, DOMAINS)
     both = shapes.random_encoder(spec, PADDED, DOMAINS)
-    small = shapes.export_graphs(both, cache / f"published-{spec.num_layers}", engines.note, kinds=("authored",))
+    small = shapes.export_graphs(both, cache / f"published-{spec.num_layers}", note, kinds=("authored",))
     graph = cache / "published-nir"
     graph.mkdir(exist_ok=True)
     scorer = engines.session(graphs.export_nir(nir, graph), threads)
@@ -127,7 +125,6 @@ def arms_of(spec: GemmaSpec, cache: Path, threads: int) -> dict[str, Callable[[A
 
 
 def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False) -> dict[str, Any]:
-    started = os.getloadavg()
     spec = shapes.EMBEDDINGGEMMA
     if small:
         spec = replace(spec, num_layers=2, layer_types=spec.layer_types[4:6])
@@ -135,7 +132,7 @@ def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False
     functions = arms_of(spec, cache, threads)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in functions}
     for length in lengths:
-        engines.note(f"published path: {length} tokens")
+        note(f"published path: {length} tokens")
         queries = shapes.random_ids(spec.vocab_size, length, engines.QUERIES)
         arms = {name: engines.on(threads, function, queries) for name, function in functions.items()}
         for name, ms in interleaved(arms, rounds).items():
@@ -147,22 +144,14 @@ def run(rounds: int, lengths: Sequence[int], cache: Path, *, small: bool = False
         "threads": threads,
         "steps": STEPS,
         "times": times,
-        "load": [list(started), list(os.getloadavg())],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The published path, its factor split.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--smoke", action="store_true", help="two rounds of a small shape, to see that all of it runs"
-    )
-    given = parser.parse_args()
+    given = arguments("The published path, its factor split.", "rounds", 3, "of every length").parse_args()
+    rounds = 2 if given.smoke else given.rounds
     lengths = shapes.LENGTHS[:2] if given.smoke else shapes.LENGTHS
-    found = run(2 if given.smoke else given.rounds, lengths, cache_folder(), small=given.smoke)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found), encoding="utf-8")
+    record(given.out, lambda: run(rounds, lengths, cache_folder(), small=given.smoke))
 
 
 if __name__ == "__main__":
