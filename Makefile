@@ -33,9 +33,9 @@ test: check
 # make bench ARLLM_BENCH_CLOCK=cpu
 bench: $(VENV)/ready
 	rm -rf $(BENCH)
-	$(BIN)/python tests/benchmarks/engines.py --out $(BENCH)/engines.json
-	$(BIN)/python tests/benchmarks/published_path.py --out $(BENCH)/published.json
-	$(BIN)/python tests/benchmarks/peers.py --out $(BENCH)/peers.json
+	-$(BIN)/python tests/benchmarks/engines.py --out $(BENCH)/engines.json
+	-$(BIN)/python tests/benchmarks/published_path.py --out $(BENCH)/published.json
+	-$(BIN)/python tests/benchmarks/peers.py --out $(BENCH)/peers.json
 	$(BIN)/python tests/benchmarks/results.py --folder $(BENCH) --out tests/benchmarks/RESULTS.md
 
 check: lint types

@@ -101,12 +101,12 @@ def _machine(found: Sequence[Found]) -> str:
     if any(one["clock"] == "cpu" for one in found):
         text += (
             "\n\n**Processor time of one thread**, not wall time (`ARLLM_BENCH_CLOCK=cpu`): others were at work on "
-            "this machine, and only so do milliseconds come near what a quiet one shows. Caches and memory were shared."
+            "this machine, and only so do milliseconds come near what a quiet one shows. Caches were shared."
         )
     elif highest > machine["cores"]:
         text += (
-            "\n\n**The machine was busy**: waiting for a core is in every number. Arms that use both cores, and those "
-            "of many small steps, suffer most; take it again on a quiet machine before believing a ratio closely."
+            "\n\n**The machine was busy**: waiting for a core is in every number. Arms that use both cores "
+            "suffer most; take it again on a quiet machine before believing a ratio closely."
         )
     return text
 
@@ -209,9 +209,7 @@ def _why(one: Found, profiles: Found, slower: str, length: str, reached: float, 
         whole = sum(stages) or 1.0
         names = ("tokenizing", "encoding", "deciding")
         each = ", ".join(f"{name} {ms / whole:.0%}" for name, ms in zip(names, stages, strict=True))
-        return (
-            place + f"Of arllm's time {each}. The largest is the next lever; tokenization is the same in both arms."
-        )
+        return place + f"Of arllm's time {each}. The largest is the next lever; both arms tokenize alike."
     shares = profiles.get("authored-int8", {}).get(length, {})
     products = sum(shares.get(op, 0.0) for op in INTEGER_PRODUCTS)
     if not products:
@@ -242,9 +240,9 @@ def _published(found: Found) -> str:
     whole = [_times(times_faster(times[first][length], times[before][length]).median) for length in lengths]
     rows.append(["**all steps together**", *(f"**{one}**" for one in whole)])
     return (
-        "## The published path, its factor split\n\nTwo encoders in PyTorch fp32, every query padded to 2,048 tokens, "
-        "then a Python loop over (query, candidate) pairs through NIR. Each row undoes one thing more; in brackets, how "
-        f"many times as fast as the row above. {GEMMA}'s shape with {found['layers']} layers, random weights, "
+        "## The published path, its factor split\n\nTwo encoders in PyTorch fp32, every query padded to 2,048 "
+        "tokens, then a Python loop over (query, candidate) pairs through NIR. Each row undoes one thing more; in "
+        f"brackets, how many times as fast as the row above. {GEMMA}'s shape with {found['layers']} layers, random weights, "
         f"{found['threads']} threads, 16 candidates, no tokenization; {found['rounds']} rounds.\n\n"
     ) + table(["ms by tokens", *lengths], rows)
 
@@ -256,11 +254,11 @@ def _peers(found: Found) -> str:
     characters = np.percentile(found["characters"], (50, 90, 100))
     text = (
         f"## Peers\n\nWhole decisions on the same {found['queries']} queries, a seeded sample of {found['source']}; "
-        f"characters p50 / p90 / max: {' / '.join(f'{n:,.0f}' for n in characters)}. Every peer in a process and an "
-        "environment of its own, with its defaults and as many threads as it takes by itself; encoders have random "
-        "weights in the shape that the peer publishes, which changes what is chosen, not how long it takes. Rules and "
-        "bags of words read no query with a network: they may be faster, and the last column of the second table says "
-        "what is given up for it.\n\n"
+        f"characters p50 / p90 / max: {' / '.join(f'{n:,.0f}' for n in characters)}. Every peer in a process and "
+        "an environment of its own, with its defaults and as many threads as it takes by itself; encoders have "
+        "random weights in the shape that the peer publishes, which changes what is chosen, not how long it takes. "
+        "Rules and bags of words read no query with a network: they may be faster, and the last column of the "
+        "second table says what is given up for it.\n\n"
     )
     base = found["times"].get(ARLLM)
     rows = []
@@ -285,7 +283,7 @@ def _peers(found: Found) -> str:
 
 def _again() -> str:
     return (
-        "## Again\n\n```\nmake bench                        # everything, about 25 minutes with the environments' making\n"
+        "## Again\n\n```\nmake bench                        # everything; the first time it makes environments and graphs\n"
         "make bench ARLLM_BENCH_CLOCK=cpu  # one thread's processor time, for a machine that is not quiet\n```\n\n"
         "Graphs and environments are kept in `~/.cache/arllm/benchmarks` (or `ARLLM_BENCH_CACHE`), the JSON files in "
         "`out/bench`. `arllm bench BUNDLE` measures one bundle: percentiles, callers, batches, cold start, memory."
