@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from arllm.train.encoder import QueryEncoder
 THREADS = (1,) if ONE_THREAD else (2, 1)
 QUERIES = 8  # of every length, in turn
 NANO_LAYERS = 4
+PROFILED = 9  # runs of a graph
 OPENVINO = ("openvino==2026.4.1", "nncf==3.4.0")
 OPENVINO_WORKER = Path(__file__).with_name("openvino_worker.py")
 
@@ -151,30 +153,31 @@ def _profiles(graphs: dict[str, Path], vocabulary: int, lengths: Sequence[int]) 
     for name in ("traced-int8", "authored-int8"):
         found[name] = {}
         for length in lengths:
-            queries = shapes.random_ids(vocabulary, length, 5)
+            queries = shapes.random_ids(vocabulary, length, PROFILED)
             with tempfile.TemporaryDirectory() as scratch:
                 one = session(graphs[name], 1, profile=f"{scratch}/profile")
                 for ids in queries:
                     run_graph(one)(ids)
                 events = json.loads(Path(one.end_profiling()).read_text(encoding="utf-8"))
-            found[name][str(length)] = _shares(events, len(queries))
+            found[name][str(length)] = _shares(events)
     return found
 
 
-def _shares(events: Sequence[dict[str, Any]], runs: int) -> dict[str, float]:
-    """Operator → share of kernel time; the first run, which allocates, is left out. A branch's own node is too: what
-    stands inside it is counted itself."""
-    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _shares(events: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Operator → share of kernel time, each node by the median of its runs: a busy machine preempts some of them.
+
+    A branch's own node is left out: what stands inside it is counted itself.
+    """
+    of_node: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            by_name[event["name"]].append(event)
+            of_node[event["name"], event["args"]["op_name"]].append(event["dur"])
     total: dict[str, float] = defaultdict(float)
-    for found in by_name.values():
-        for event in found[len(found) // runs :]:
-            total[event["args"]["op_name"]] += event["dur"]
+    for (_, op), durations in of_node.items():
+        total[op] += median(durations)
     total.pop("If", None)
     everything = sum(total.values()) or 1.0
-    return {op: dur / everything for op, dur in sorted(total.items(), key=lambda pair: -pair[1])}
+    return {op: duration / everything for op, duration in sorted(total.items(), key=lambda pair: -pair[1])}
 
 
 def compare_routes(nano: shapes.Nano, lengths: Sequence[int], rounds: int) -> list[Table]:

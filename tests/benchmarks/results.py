@@ -242,8 +242,8 @@ def _published(found: Found) -> str:
     return (
         "## The published path, its factor split\n\nTwo encoders in PyTorch fp32, every query padded to 2,048 "
         "tokens, then a Python loop over (query, candidate) pairs through NIR. Each row undoes one thing more; in "
-        f"brackets, how many times as fast as the row above. {GEMMA}'s shape with {found['layers']} layers, random weights, "
-        f"{found['threads']} threads, 16 candidates, no tokenization; {found['rounds']} rounds.\n\n"
+        f"brackets, how many times as fast as the row above. {GEMMA}'s shape with {found['layers']} layers, random "
+        f"weights, {found['threads']} threads, 16 candidates, no tokenization; {found['rounds']} rounds.\n\n"
     ) + table(["ms by tokens", *lengths], rows)
 
 
@@ -283,7 +283,7 @@ def _peers(found: Found) -> str:
 
 def _again() -> str:
     return (
-        "## Again\n\n```\nmake bench                        # everything; the first time it makes environments and graphs\n"
+        "## Again\n\n```\nmake bench                        # everything, graphs and environments included\n"
         "make bench ARLLM_BENCH_CLOCK=cpu  # one thread's processor time, for a machine that is not quiet\n```\n\n"
         "Graphs and environments are kept in `~/.cache/arllm/benchmarks` (or `ARLLM_BENCH_CACHE`), the JSON files in "
         "`out/bench`. `arllm bench BUNDLE` measures one bundle: percentiles, callers, batches, cold start, memory."
