@@ -81,7 +81,7 @@ PEERS = (
         "one of four tiers by a weighted score of keywords, length and punctuation",
         "nothing: rules written by hand",
         "4 tiers",
-        "learning, quality and cost of the models; faster by far for it",
+        "outcomes, quality and cost: a tier is a guess at difficulty from words",
     ),
     Peer(
         "scikit-learn",
