@@ -194,7 +194,7 @@ def _run(layers: int, max_tokens: int) -> Run:
     return Run(
         encoder=QueryEncoder(spec).eval(),
         nir=build_nir(nir["shape"], spec.query_width, len(spec.domains)).eval(),
-        hdp=Hdp.from_json(manifest.policies["hdp"]),
+        hdp=Hdp.from_json(manifest.policies["hdp"], len(spec.domains)),
         calibration=Calibration.from_json(nir["calibration"], len(spec.domains)),
         domain_shares=manifest.domain_shares,
         mean_difficulty=manifest.mean_difficulty,
