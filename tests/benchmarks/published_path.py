@@ -69,13 +69,16 @@ def alone(ids: Any) -> tuple[Tensor, Tensor]:
 
 
 def arms_of(spec: GemmaSpec, cache: Path, threads: int) -> dict[str, Callable[[Any], object]]:
-    """The steps, each a function of ids (L,) int64 that ends with a quality for every candidate."""
+    """The steps, each a function of ids (L,) int64 that ends with a quality for every candidate.
+
+    The encoder that all candidates share has more domains than the published ones; NIR reads the first entries.
+    """
     torch.manual_seed(0)
     domain, difficulty = (PublishedEncoder(spec, outputs).eval() for outputs in (DOMAINS, 1))
     nir = InteractionNir(DOMAINS + 1, DOMAINS).eval()
     models = torch.rand(shapes.CANDIDATES, DOMAINS)
-    both = shapes.random_encoder(spec, PADDED, DOMAINS)
-    small = shapes.export_graphs(both, cache / f"published-{spec.num_layers}", note, kinds=("authored",))
+    both = shapes.random_encoder(spec, PADDED)
+    small = shapes.export_graphs(both, cache / f"gemma-{spec.num_layers}", note)  # those of engines.py
     graph = cache / "published-nir"
     graph.mkdir(exist_ok=True)
     scorer = engines.session(graphs.export_nir(nir, graph), threads)

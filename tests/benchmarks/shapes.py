@@ -56,11 +56,11 @@ EMBEDDINGGEMMA = GemmaSpec(
 )
 
 
-def random_encoder(spec: GemmaSpec, max_tokens: int, domains: int = 38) -> QueryEncoder:
+def random_encoder(spec: GemmaSpec, max_tokens: int) -> QueryEncoder:
     """A query encoder of this backbone, as wide behind it as the bundle that ships."""
     torch.manual_seed(0)
     tokens = TokenSpec(max_tokens, (1,), (2,), 0)
-    return QueryEncoder(EncoderSpec(spec, tokens, tuple(f"d{i}" for i in range(domains)), 32)).eval()
+    return QueryEncoder(EncoderSpec(spec, tokens, tuple(f"d{i}" for i in range(38)), 32)).eval()
 
 
 def random_ids(vocabulary: int, length: int, count: int, seed: int = 0) -> list[NDArray[np.int64]]:
@@ -69,30 +69,24 @@ def random_ids(vocabulary: int, length: int, count: int, seed: int = 0) -> list[
     return [rng.integers(3, vocabulary, size=length) for _ in range(count)]
 
 
-def export_graphs(
-    encoder: QueryEncoder, folder: Path, note: Callable[[str], None], kinds: Sequence[str] = ("traced", "authored")
-) -> dict[str, Path]:
+def export_graphs(encoder: QueryEncoder, folder: Path, note: Callable[[str], None]) -> dict[str, Path]:
     """The graphs ``traced-fp32``, ``traced-int8``, ``authored-fp32``, ``authored-int8`` under ``folder``.
 
     A finished folder is used again, while what wrote it is the same: weights are random, but seeded.
     """
     mark = _mark(encoder.spec)
-    paths = {
-        f"{kind}-{precision}": folder / f"{kind}-{precision}" for kind in kinds for precision in ("fp32", "int8")
-    }
+    paths = {f"{kind}-{p}": folder / f"{kind}-{p}" for kind in ("traced", "authored") for p in ("fp32", "int8")}
     finished = folder / "finished"
     if not finished.is_file() or finished.read_text(encoding="utf-8") != mark:
         shutil.rmtree(folder, ignore_errors=True)
         for path in paths.values():
             path.mkdir(parents=True)
-        if "traced" in kinds:
-            note("tracing")
-            quantize.quantize_encoder(graphs.export_encoder(encoder, paths["traced-fp32"]), paths["traced-int8"])
-        if "authored" in kinds:
-            note("authoring; rounding the int8 weights takes a minute or so")
-            authored.export_authored(encoder, paths["authored-fp32"])
-            calibration = random_ids(encoder.spec.backbone.vocab_size, 64, 24, seed=1)
-            authored_int8.export_authored_int8(encoder, paths["authored-int8"], calibration)
+        note("tracing")
+        quantize.quantize_encoder(graphs.export_encoder(encoder, paths["traced-fp32"]), paths["traced-int8"])
+        note("authoring; rounding the int8 weights takes a minute or so")
+        authored.export_authored(encoder, paths["authored-fp32"])
+        calibration = random_ids(encoder.spec.backbone.vocab_size, 64, 24, seed=1)
+        authored_int8.export_authored_int8(encoder, paths["authored-int8"], calibration)
         finished.write_text(mark, encoding="utf-8")
     return {name: path / "encoder.onnx" for name, path in paths.items()}
 
