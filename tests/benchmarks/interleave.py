@@ -8,14 +8,16 @@ same neighbours.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
+from typing import TypeVar
 
 from worker import clock
 
 from arllm.train.latency_rounds import Bound, Burst, Run, interleave
 from arllm.train.latency_stats import Ratio, ratio
 
+Name = TypeVar("Name", bound=Hashable)
 Arm = Callable[[], float]  # does its work once and returns the milliseconds that it took
 
 LONG_MS = 1000.0  # an arm that takes longer needs no warming, and nobody waits for it twice in a round
@@ -33,7 +35,7 @@ def stopwatch(function: Callable[[], object]) -> Arm:
     return arm
 
 
-def interleaved(arms: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
+def interleaved(arms: Mapping[Name, Arm], rounds: int) -> dict[Name, list[float]]:
     """Milliseconds of every arm, one figure a round: the median of its calls."""
     work = {0: {place: _run(arm) for place, arm in enumerate(arms.values())}}
     found = interleave(work, Bound(0.0, rounds), time.perf_counter_ns)
