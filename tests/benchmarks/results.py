@@ -73,6 +73,10 @@ def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _times(value: float) -> str:
     return f"{value:,.0f}×" if value >= 100 else f"{value:.1f}×" if value >= 10 else f"{value:.2f}×"
 
@@ -134,7 +138,7 @@ def _engine_words(found: Found) -> str:
         "32,768 rows where EmbeddingGemma has 262,144 (a query reads only its own). ORT is ONNX Runtime as arllm's "
         "runtime sets it: no spinning, no memory pattern. PyTorch is eager, with scaled dot product attention. "
         "OpenVINO reads the traced fp32 graph; its int8 is NNCF's static quantization of activations, which a real "
-        f"encoder may not bear as well as scales per row. {found['rounds']} rounds. "
+        f"encoder may not bear as well as scales per row. {_count(found['rounds'], 'round')}. "
         "In brackets: how many times as long as the authored int8 graph."
     )
     return words + (f"\n\nMissing: {found['missing']}." if found.get("missing") else "")
@@ -151,7 +155,7 @@ def _arms(one: Found, lengths: Sequence[int]) -> str:
                 cell += f" ({_times(times_faster(times[length], base[length]).median)})"
             cells.append(cell)
         rows.append([f"**{name}**" if name == one["base"] else name, *cells])
-    threads = "1 thread" if one["threads"] == 1 else f"{one['threads']} threads"
+    threads = _count(one["threads"], "thread")
     return f"### {one['title']}, {threads}\n\n" + table(["ms by tokens", *map(str, lengths)], rows)
 
 
@@ -203,7 +207,7 @@ def _goals(found: Found) -> str:
 
 
 def _why(one: Found, profiles: Found, slower: str, length: str, reached: float, goal: float) -> str:
-    place = f"- {one['title']} vs {slower}, {length} tokens, {one['threads']} threads: {reached:.2f}× of {goal:g}×. "
+    place = f"- {one['title']} vs {slower}, {length} tokens, {_count(one['threads'], 'thread')}: {reached:.2f}× of {goal:g}×. "
     if "stages" in one:
         stages = one["stages"][one["base"]][length]
         whole = sum(stages) or 1.0
@@ -243,7 +247,7 @@ def _published(found: Found) -> str:
         "## The published path, its factor split\n\nTwo encoders in PyTorch fp32, every query padded to 2,048 "
         "tokens, then a Python loop over (query, candidate) pairs through NIR. Each row undoes one thing more; in "
         f"brackets, how many times as fast as the row above. {GEMMA}'s shape with {found['layers']} layers, random "
-        f"weights, {found['threads']} threads, 16 candidates, no tokenization; {found['rounds']} rounds.\n\n"
+        f"weights, {_count(found['threads'], 'thread')}, 16 candidates, no tokenization; {_count(found['rounds'], 'round')}.\n\n"
     ) + table(["ms by tokens", *lengths], rows)
 
 
