@@ -207,7 +207,8 @@ def _goals(found: Found) -> str:
 
 
 def _why(one: Found, profiles: Found, slower: str, length: str, reached: float, goal: float) -> str:
-    place = f"- {one['title']} vs {slower}, {length} tokens, {_count(one['threads'], 'thread')}: {reached:.2f}× of {goal:g}×. "
+    threads = _count(one["threads"], "thread")
+    place = f"- {one['title']} vs {slower}, {length} tokens, {threads}: {reached:.2f}× of {goal:g}×. "
     if "stages" in one:
         stages = one["stages"][one["base"]][length]
         whole = sum(stages) or 1.0
@@ -247,7 +248,8 @@ def _published(found: Found) -> str:
         "## The published path, its factor split\n\nTwo encoders in PyTorch fp32, every query padded to 2,048 "
         "tokens, then a Python loop over (query, candidate) pairs through NIR. Each row undoes one thing more; in "
         f"brackets, how many times as fast as the row above. {GEMMA}'s shape with {found['layers']} layers, random "
-        f"weights, {_count(found['threads'], 'thread')}, 16 candidates, no tokenization; {_count(found['rounds'], 'round')}.\n\n"
+        f"weights, {_count(found['threads'], 'thread')}, 16 candidates, no tokenization; "
+        f"{_count(found['rounds'], 'round')}.\n\n"
     ) + table(["ms by tokens", *lengths], rows)
 
 
