@@ -1,10 +1,12 @@
-# One obvious command each. `make demo` and `make test` make their own virtual environment and install everything.
+# One obvious command each. `make demo`, `make test` and `make bench` make their own virtual environment and install
+# everything.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := out/demo
+BENCH := out/bench
 
-.PHONY: demo test load check lint types format clean
+.PHONY: demo test load bench check lint types format clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +32,16 @@ test: check
 LOAD_SECONDS ?= 60
 load: $(VENV)/ready
 	$(BIN)/python tests/benchmarks/load_gateways.py --seconds $(LOAD_SECONDS) --write tests/benchmarks/LOAD.md
+
+# Every comparison behind tests/benchmarks/RESULTS.md, unattended. Not part of CI. Environments of the peers are made on
+# demand outside the repository; one that fails is a row that says so. On a machine that others use too:
+# make bench ARLLM_BENCH_CLOCK=cpu
+bench: $(VENV)/ready
+	rm -rf $(BENCH)
+	-$(BIN)/python tests/benchmarks/engines.py --out $(BENCH)/engines.json
+	-$(BIN)/python tests/benchmarks/published_path.py --out $(BENCH)/published.json
+	-$(BIN)/python tests/benchmarks/peers.py --out $(BENCH)/peers.json
+	$(BIN)/python tests/benchmarks/results.py --folder $(BENCH) --out tests/benchmarks/RESULTS.md
 
 check: lint types
 
