@@ -33,9 +33,10 @@ class Card:
 
     real: Any = session.onnxruntime.InferenceSession
 
-    def __init__(self, path: str, options: Any, providers: list[Any], **more: Any) -> None:
+    def __init__(self, source: Any, options: Any, providers: list[Any], **more: Any) -> None:
         self._asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        self._real = self.real(path, providers=[session.CPU])
+        kept = options if self._asked == session.CPU else None  # a card's say that the CPU must not be used
+        self._real = self.real(source, kept, providers=[session.CPU])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
