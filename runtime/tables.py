@@ -35,7 +35,7 @@ def explain(query: str, decision: Decision) -> str:
 
 
 def variants(manifest: Manifest) -> str:
-    """A bundle's variants side by side, in order of preference, then where their latencies were measured."""
+    """A bundle's variants side by side, in order of preference; then where they were timed, and their graphs."""
     timed = [v.parity["latency"] for v in manifest.variants.values() if "latency" in v.parity]
     lengths = list(dict.fromkeys(tokens for latency in timed for tokens in latency["ms"]))
     header = ("variant", "provider", "precision", "graph", "runs on", "MB", "regret", "agreement", "centred cosine")
@@ -63,6 +63,8 @@ def variants(manifest: Manifest) -> str:
         f"ms: median of the encoder alone by tokens, on {machine}, {threads} thread"
         for machine, threads in sorted({(latency["machine"], latency["threads"]) for latency in timed})
     ]
+    for variant in manifest.variants.values():
+        lines.append(f"graphs of {variant.name}: {', '.join(graph.kind for graph in variant.graphs)}")
     return "\n".join(lines)
 
 
