@@ -84,7 +84,8 @@ def test_any_pool_mask_preference_and_batch_is_decided_as_by_the_router(bundle: 
     betas = [data.draw(st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1)) for _ in texts]
     router = Router.of(bundle, bundle.manifest.variants["cpu-fp32"], pool=pool)
     mask = np.array([name in allowed for name in pool.names])
-    ids, tokens = padded(router, texts, data.draw(st.integers(0, 60)))
+    assert bundle.manifest.tokens is not None
+    ids, tokens = padded(router, texts, data.draw(st.integers(0, bundle.manifest.tokens.max_tokens)))
     routed = router_graph(bundle, pool=pool).run(ids, tokens, np.array(betas), mask)
     for row, (text, beta) in enumerate(zip(texts, betas, strict=True)):
         assert_decides_as(router.route(text, beta, candidates=allowed), routed, row, pool)
