@@ -91,6 +91,7 @@ def export_run(
     unknown = [v for v in variants if v not in VARIANTS]
     if unknown or not variants:
         raise ExportError(f"unknown variant {unknown[:1]}: choose among {', '.join(VARIANTS)}")
+    folder = bundle_folder(out)  # refused before the work, not after it
     if trim_vocabulary is not None:
         run = trimming.trim(run, trim_vocabulary, verify_queries, progress)
     encoder = run.encoder
@@ -112,7 +113,7 @@ def export_run(
     tokenizer = run.text_tokenizer()
     queries = [tokenizer.encode(run.heldout.queries[i])[0] for i in calibration]
     material = Material(encoder, queries, target_of(target))
-    with bundle_folder(out) as staging:
+    with folder as staging:
         reference = _reference(run, verification, progress)
         run.tokenizer.save(str(staging / "tokenizer.json"))
         progress("tracing NIR")

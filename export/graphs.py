@@ -20,6 +20,7 @@ from arllm.train.encoder import QueryEncoder
 from arllm.train.nir import Nir
 
 OPSET = 20
+INLINE = 1024  # bytes; a smaller tensor stays in its graph
 WEIGHTS = "weights.bin"  # ONNX Runtime maps external data into memory instead of copying it
 
 
@@ -103,7 +104,7 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
         save_as_external_data=True,
         all_tensors_to_one_file=True,
         location=WEIGHTS,
-        size_threshold=1024,
+        size_threshold=INLINE,
     )
     return path
 

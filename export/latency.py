@@ -6,16 +6,15 @@ where machine and load were the same.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.session import Session
+from arllm.train.latency_machine import processor
 
 BUCKETS = (16, 64, 256)  # tokens
 THREADS = 1
@@ -54,14 +53,3 @@ def _medians(sessions: Mapping[str, Session], ids: NDArray[np.int64]) -> dict[st
         if round_ >= LEAST_ROUNDS and time.perf_counter() > end:
             break
     return {name: float(np.median(times[1:])) for name, times in taken.items()}
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -57,10 +57,7 @@ class Reference:
             return HdpPaper().predict(self.query_vectors, model_vectors)
         if policy == "hdp" and self.hdp is not None:
             return self.hdp.predict(self.query_vectors, model_vectors)
-        with torch.inference_mode():
-            logits = self.nir.all_pairs(torch.from_numpy(self.query_vectors), torch.from_numpy(model_vectors))
-            quality: NDArray[np.float32] = logits.sigmoid().numpy()
-            return quality
+        return self.nir.quality(self.query_vectors, model_vectors)
 
 
 @torch.inference_mode()

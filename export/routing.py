@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, compose, external_data_helper, helper, numpy_helper
 
 from arllm.export.authored import Builder
-from arllm.export.graphs import WEIGHTS
+from arllm.export.graphs import INLINE, WEIGHTS
 from arllm.runtime.calibration import EDGE, Calibration, logit
 from arllm.runtime.conformance import BETAS
 from arllm.runtime.errors import ParityError
@@ -24,7 +24,6 @@ from arllm.runtime.router import Router
 from arllm.runtime.router_graph import RouterGraph, compare
 
 ALIGNMENT = 64  # of a tensor in weights.bin, so that its mapped numbers start where any processor can load them
-INLINE = 1024  # bytes; a smaller tensor stays in its graph
 REFUSED = -1  # `choice` where beta lies outside [0, 1] or no candidate is allowed
 
 

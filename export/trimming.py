@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from arllm.export.parity import FP32_TOLERANCE, compare
 from arllm.export.vocabulary import BYTES, Vocabulary
-from arllm.runtime.bundle import sha256_of
 from arllm.runtime.errors import ExportError, OutcomesError, ParityError
 from arllm.runtime.tokens import TextTokenizer
 from arllm.train.encoder import QueryEncoder, by_length, encode_all
-from arllm.train.outcomes import Source
+from arllm.train.options import NANO
+from arllm.train.outcomes import Source, source_of
 from arllm.train.records import lines
 from arllm.train.run_router import run_router
 from arllm.train.rundir import Run
@@ -106,10 +106,10 @@ def read_corpus(path: str | os.PathLike[str], tokenizer: TextTokenizer) -> Corpu
         if not text.strip():
             raise OutcomesError(f"{path}: the file holds no text")
         ids = tokenizer.tokenizer.encode(tokenizer.spec.prompt + text, add_special_tokens=False).ids
-        return Corpus([np.array(ids, dtype=np.int64)], frozenset({text}), _file(path))
+        return Corpus([np.array(ids, dtype=np.int64)], frozenset({text}), (source_of(path),))
     rows = held_out(read_traffic(path), ("", "train"))
     ids = [tokenizer.encode(query)[0] for query in rows.queries]
-    return Corpus(ids, frozenset(rows.queries), rows.sources or _file(path))
+    return Corpus(ids, frozenset(rows.queries), rows.sources or (source_of(path),))
 
 
 def trim_encoder(encoder: QueryEncoder, old: Ids) -> QueryEncoder:
@@ -234,12 +234,8 @@ def _compared(
 
 def _trained(run: Run, vocabulary: Vocabulary) -> list[str]:
     """Pieces that training queries hold, by the number of these; none where the tokenizer's ranks tell it."""
-    if run.options.backbone == "nano":
+    if run.options.backbone == NANO:
         return []
     weight = run.encoder.token_weight.detach().cpu().numpy()  # inverse document frequency, the largest where unseen
     order = np.argsort(weight, kind="stable")
     return [vocabulary.pieces[i] for i in order[weight[order] < weight.max()].tolist() if i in vocabulary.pieces]
-
-
-def _file(path: Path) -> tuple[Source]:
-    return (Source(str(path), sha256_of(path), path.stat().st_size),)

@@ -6,6 +6,7 @@ Knows nothing about cost, beta or text.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,12 @@ Array = NDArray[np.float32]
 Predict = Callable[[Array], NDArray[np.floating[Any]]]  # query vectors (B, Q) → P(correct) (B, M), in [0, 1]
 
 
-class Quality:
+class Quality(ABC):
     """A policy's prediction of P(correct)."""
 
+    @abstractmethod
     def bind(self, model_vectors: Array) -> Predict:
         """The prediction over one pool, model vectors (M, D); what depends on them alone is computed here, once."""
-        raise NotImplementedError
 
     def predict(self, query_vectors: Array, model_vectors: Array) -> NDArray[np.floating[Any]]:
         """(B, Q) and (M, D) → (B, M), in [0, 1]: :meth:`bind` for a single use."""

@@ -158,13 +158,10 @@ class Router:
         """
         asked = self._ask(beta, policy, candidates)
         encoder = self._require_encoder()
+        remembered = self._remembered(text, asked)
+        if remembered is not None:
+            return remembered
         started = time.perf_counter_ns()
-        if self._cache is not None and isinstance(text, str):
-            key = asked.key(text)
-            found = self._cache.get(key)
-            if found is not None:
-                return found.recalled((time.perf_counter_ns() - started) * MS)
-            started = time.perf_counter_ns()
         ids, truncation = encoder.tokenize(text)
         tokenized = time.perf_counter_ns()
         vector, familiarity = encoder.encode(ids)
@@ -172,7 +169,7 @@ class Router:
         stages = ((tokenized - started) * MS, (encoded - tokenized) * MS)
         decision = self._decide(vector, familiarity, asked, truncation, stages, encoded)
         if self._cache is not None:
-            self._cache.put(key, decision)
+            self._cache.put(asked.key(text), decision)
         return decision
 
     def route_batch(
@@ -329,18 +326,24 @@ class Router:
             raise QueryError("this bundle holds no encoder (NIR alone): call route_vector with a query vector")
         return self._encoder
 
+    def _remembered(self, text: str, asked: _Asked) -> Decision | None:
+        """What the cache holds of a query; None where it holds nothing, or there is no cache."""
+        if self._cache is None or not isinstance(text, str):
+            return None
+        started = time.perf_counter_ns()
+        found = self._cache.get(asked.key(text))
+        return None if found is None else found.recalled((time.perf_counter_ns() - started) * MS)
+
     def _route_window(self, texts: Sequence[str], asked: _Asked) -> list[Decision]:
         decisions: dict[int, Decision] = {}
         waiting: list[tuple[int, NDArray[np.int64], Truncation, float]] = []  # and the milliseconds of tokenization
         encoder, cache = self._require_encoder(), self._cache
         for i, text in enumerate(texts):
+            remembered = self._remembered(text, asked)
+            if remembered is not None:
+                decisions[i] = remembered
+                continue
             started = time.perf_counter_ns()
-            if cache is not None and isinstance(text, str):
-                found = cache.get(asked.key(text))
-                if found is not None:
-                    decisions[i] = found.recalled((time.perf_counter_ns() - started) * MS)
-                    continue
-                started = time.perf_counter_ns()
             ids, truncation = encoder.tokenize(text)
             waiting.append((i, ids, truncation, (time.perf_counter_ns() - started) * MS))
         started = time.perf_counter_ns()

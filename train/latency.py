@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from arllm.runtime.errors import QueryError
 from arllm.runtime.pool import Candidate, Pool
+from arllm.runtime.session import cores
 from arllm.train import latency_machine as machine
 from arllm.train.latency_cold import ColdSubject, cold_starts
 from arllm.train.latency_report import BatchRow, CandidateRow, ColdRow, Report, RouteRow, Stages, SubjectInfo
@@ -123,7 +124,7 @@ def measure(
         progress("cold starts, in fresh processes")
         cold_rows = cold_starts([_cold_subject(subject) for subject in subjects], plan.bound("cold"))
         rounds["cold"] = cold_rows[0].processes
-    callers = plan.callers or machine.usable_cores()
+    callers = plan.callers or cores()
     random.Random("mix").shuffle(shuffled := list(queries or ()))
     mixes = {s: shuffled or mixed_texts(subject.router) for s, subject in enumerate(subjects)}
     texts = {n: {s: found for s, subject in enumerate(subjects) if (found := bucket_texts(subject.router, n))}
@@ -216,7 +217,7 @@ def _routes(
         if not works:
             return [], 0
         found = interleave(works, bound, clock, together=lambda work: work[0])
-    ideal = min(callers, machine.usable_cores())
+    ideal = min(callers, cores())
     rows = []
     for ((n, many), s), bursts in found.items():
         alone, first = found[(n, 1), s], found.get(((n, many), 0))

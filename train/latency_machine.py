@@ -20,13 +20,9 @@ FLAGS = (
     "i8mm",
     "sve",
 )
+CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 SET_BY_HAND = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_average() -> list[float] | None:
@@ -44,11 +40,10 @@ def describe() -> dict[str, Any]:
     from arllm.runtime.doctor import examine
 
     host, _ = examine()
-    model, flags = parse_cpuinfo(_read(Path("/proc/cpuinfo")) or "")
     return {
-        "cpu": model or platform.processor() or platform.machine(),
-        "cores": usable_cores(),
-        "flags": flags,
+        "cpu": processor(),
+        "cores": host["cores"],
+        "flags": parse_cpuinfo(_read(CPUINFO) or "")[1],
         "governor": (_read(GOVERNOR) or "").strip() or None,
         "system": platform.platform(),
         "load_before": load_average(),
@@ -59,6 +54,11 @@ def describe() -> dict[str, Any]:
             **{name: str(host[name]) for name in ("python", "onnxruntime", "tokenizers", "numpy")},
         },
     }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    return parse_cpuinfo(_read(CPUINFO) or "")[0] or platform.processor() or platform.machine()
 
 
 def parse_cpuinfo(text: str) -> tuple[str | None, list[str]]:

@@ -11,7 +11,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,6 +39,13 @@ class Nir(nn.Module):
         Each side is projected once; equal to :meth:`forward` on the B * M repeated rows.
         """
         raise NotImplementedError
+
+    @torch.inference_mode()
+    def quality(self, query_vectors: NDArray[np.float32], model_vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """P(correct) of every pair, (B, M) in [0, 1], outside training: (B, query_width), (M, model_width)."""
+        logits = self.all_pairs(torch.from_numpy(query_vectors), torch.from_numpy(model_vectors))
+        predicted: NDArray[np.float32] = logits.sigmoid().numpy()
+        return predicted
 
 
 class InteractionNir(Nir):

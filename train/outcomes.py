@@ -149,7 +149,7 @@ def read_outcomes(
         labels_file = _in_folder(path, "labels.csv") if labels is None else Path(labels)
         return _read_wide(queries_file, labels_file, known, ignore_unknown)
     name = path.name.lower().removesuffix(".gz")
-    source = _source(path)
+    source = source_of(path)
     if name.endswith(".jsonl"):
         records = jsonl_records(path)
     elif name.endswith(".csv"):
@@ -169,7 +169,8 @@ def _in_folder(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def _source(path: Path) -> Source:
+def source_of(path: Path) -> Source:
+    """What a file is known by later. Raises OutcomesError: it is missing, unreadable or empty."""
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as stream:
@@ -241,7 +242,7 @@ def _read_long(
 
 
 def _read_wide(queries_file: Path, labels_file: Path, known: frozenset[str] | None, ignore_unknown: bool) -> Outcomes:
-    sources = (_source(queries_file), _source(labels_file))
+    sources = (source_of(queries_file), source_of(labels_file))
     rows: dict[str, _QueryRow] = {}
     seen_at: dict[str, str] = {}
     for where, record in jsonl_records(queries_file):

@@ -124,8 +124,7 @@ def train(
 
     query_vectors = encode_all(encoder, val_examples.ids)
     hdp = fit_hdp(query_vectors, vectors, val_rows.correct)
-    with torch.inference_mode():
-        predicted = net.nir.all_pairs(torch.from_numpy(query_vectors), torch.from_numpy(vectors)).sigmoid().numpy()
+    predicted = net.nir.quality(query_vectors, vectors)
     calibration = choose_calibration(predicted, query_vectors, vectors, val_rows.correct, pool)
     table = calibration.table(pool.names)
     predicted = calibrated(calibration, table, predicted, query_vectors, vectors).astype(np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +41,7 @@ class _Nir(Quality):
         self._nir = nir
 
     def bind(self, model_vectors: NDArray[np.float32]) -> Predict:
-        models = torch.from_numpy(model_vectors)
-
-        def predict(query_vectors: NDArray[np.float32]) -> NDArray[Any]:
-            with torch.inference_mode():
-                quality: NDArray[Any] = self._nir.all_pairs(torch.from_numpy(query_vectors), models).sigmoid().numpy()
-            return quality
-
-        return predict
+        return lambda query_vectors: self._nir.quality(query_vectors, model_vectors)
 
 
 def run_router(run: Run, path: str | os.PathLike[str], pool: Pool | None = None) -> Router:

@@ -116,9 +116,8 @@ def _network(
     net = RouterNet(twin, build_nir(options.nir, spec.query_width, len(spec.domains)))
     fit_heads(net, views, known, vectors, replace(options, teacher_folds=0, head_epochs=EPOCHS))
     with torch.inference_mode():
-        query_vectors = twin.heads(torch.from_numpy(others)).query_vector
-        quality = net.nir.all_pairs(query_vectors, torch.from_numpy(vectors)).sigmoid().numpy()
-    return quality, ability(query_vectors.numpy(), vectors)
+        query_vectors = twin.heads(torch.from_numpy(others)).query_vector.numpy()
+    return net.nir.quality(query_vectors, vectors), ability(query_vectors, vectors)
 
 
 def _rows(examples: Examples, index: NDArray[Any]) -> Examples:

@@ -19,13 +19,15 @@ from pathlib import Path
 
 from load_found import Found, Plan, overload_is
 
+from arllm.runtime.session import cores
+from arllm.train.latency_machine import processor
+
 GATEWAYS = ("litellm", "envoy")
 
 
 def machine() -> str:
     """What this ran on."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{len(names) or os.cpu_count()} × {names[0] if names else platform.processor()}, {platform.system()}"
+    return f"{cores()} × {processor()}, {platform.system()}"
 
 
 def document(found: list[Found], command: str, bundle: str, busy: tuple[float, float]) -> str:
@@ -69,13 +71,6 @@ def main() -> int:
         text = document(found, command, given.bundle, (before, os.getloadavg()[0]))
         given.write.write_text(text, encoding="utf-8")
     return 1 if any(one.failed for one in found) else 0
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return []
 
 
 if __name__ == "__main__":

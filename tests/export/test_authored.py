@@ -16,59 +16,30 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
+from networks import TINY, VOCABULARY, by_pytorch, open_graph, queries, random_encoder, run
 from torch import Tensor, nn
 
 from arllm.export import authored, gemma, graphs
-from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import FULL, SLIDING, GemmaSpec, build_model
-from arllm.train.encoder import EncoderSpec, QueryEncoder, pad_batch
+from arllm.train.encoder import QueryEncoder, pad_batch
 
 TOLERANCE = 2e-5
 WINDOWS = (256, 257, 258, 512, 513, 2048)
-VOCABULARY = 90
 OUTPUTS = ("query_vector", "familiarity", "pooled")
 
-TINY = GemmaSpec(
-    vocab_size=VOCABULARY,
-    hidden_size=24,
-    intermediate_size=40,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=1,
-    head_dim=8,
-    window=6,
-    layer_types=(SLIDING, SLIDING, FULL),
-    query_pre_attn_scalar=10,
-    rope_factor=4.0,
-)
 
-
-def encoder_of(spec: GemmaSpec, backbone: nn.Module | None = None) -> QueryEncoder:
-    """Random weights; norms, token weights and standardization that a trained encoder would have."""
-    torch.manual_seed(spec.num_layers + spec.num_kv_heads)
-    encoder = QueryEncoder(EncoderSpec(spec, TokenSpec(2048, (1,), (2,), 0), ("a", "b", "c"), 5, {}, 16), backbone)
+def encoder_of(spec: GemmaSpec) -> QueryEncoder:
+    """Random weights, with the standardization that a trained encoder would have."""
+    encoder = random_encoder(spec, spec.num_layers + spec.num_kv_heads)
     with torch.no_grad():
-        for key, parameter in encoder.named_parameters():
-            if "norm" in key:
-                parameter.normal_(0.0, 0.3)
-            elif "layers" in key:
-                parameter.normal_(0.0, 0.25)  # scores that prefer some tokens: a wrong mask must show
-        encoder.token_weight.uniform_(0.0, 3.0)
         encoder.center.normal_(0.0, 0.2)
         encoder.scale.uniform_(0.5, 2.0)
-    return encoder.eval()
+    return encoder
 
 
 def with_layers(count: int, spec: GemmaSpec = TINY) -> GemmaSpec:
     kinds = ((SLIDING, FULL, SLIDING) * 2)[:count]
     return dataclasses.replace(spec, num_layers=count, layer_types=kinds)
-
-
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture
@@ -81,29 +52,6 @@ def session_of(tmp_path: Path) -> Callable[[QueryEncoder], onnxruntime.Inference
         return open_graph(graphs.write(model, tmp_path / "encoder.onnx"))
 
     return write
-
-
-def queries(*lengths: int) -> list[NDArray[np.int64]]:
-    rng = np.random.default_rng(sum(lengths))
-    return [rng.integers(3, VOCABULARY, size=length) for length in lengths]
-
-
-def run(
-    session: onnxruntime.InferenceSession, rows: list[NDArray[np.int64]], outputs: tuple[str, ...] = ("views",)
-) -> list[NDArray[Any]]:
-    ids, mask = (tensor.numpy() for tensor in pad_batch(rows, 0))
-    values: list[NDArray[Any]] = session.run(outputs, {"input_ids": ids, "attention_mask": mask})
-    return values
-
-
-@torch.inference_mode()
-def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> NDArray[Any]:
-    """Both views, (N, 2 * width), each query alone."""
-    views = []
-    for row in rows:
-        ids = torch.from_numpy(row)[None]
-        views.append(torch.cat(encoder.views(ids, torch.ones_like(ids)), dim=-1))
-    return torch.cat(views).numpy()
 
 
 def check(session: onnxruntime.InferenceSession, encoder: QueryEncoder, *batches: tuple[int, ...]) -> None:
@@ -131,9 +79,7 @@ def test_any_number_of_heads_and_key_value_heads(heads: int, shared: int, sessio
 @pytest.mark.parametrize("shared", [1, 2])
 def test_a_causal_backbone(shared: int, session_of: Any) -> None:
     spec = dataclasses.replace(TINY, num_kv_heads=shared)
-    config = copy.deepcopy(build_model(spec).config)
-    config.use_bidirectional_attention = False
-    encoder = encoder_of(spec, type(build_model(spec))(config))
+    encoder = encoder_of(dataclasses.replace(spec, causal=True))
     check(session_of(encoder), encoder, *BATCHES)
     rows = queries(31)
     assert np.abs(by_pytorch(encoder, rows) - by_pytorch(encoder_of(spec), rows)).max() > 1e-2

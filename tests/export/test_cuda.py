@@ -5,7 +5,7 @@ Their parity in float32, the error of bfloat16 emulated, and that every node has
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,78 +15,32 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
+from networks import TINY, by_pytorch, open_graph, queries, random_encoder, run
 from onnx import TensorProto, helper, numpy_helper
 
 from arllm.export import authored, cuda, gemma, graphs
 from arllm.export.cuda_kernels import MICROSOFT, tensor_types, unsupported
 from arllm.runtime.errors import ExportError
-from arllm.runtime.tokens import TokenSpec
-from arllm.train.backbones import FULL, SLIDING, GemmaSpec, build_model
-from arllm.train.encoder import EncoderSpec, QueryEncoder, pad_batch
+from arllm.train.backbones import FULL, SLIDING
+from arllm.train.encoder import QueryEncoder
 
-VOCABULARY = 90
 TOLERANCE = 2e-5
 ROUNDING = 2.0**-8  # of bfloat16, relative
 SHAPES = {
-    "shared": GemmaSpec(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=1,
-        head_dim=8,
-        window=6,
-        layer_types=(SLIDING, SLIDING, FULL),
-        query_pre_attn_scalar=10,
-        rope_factor=4.0,
+    "shared": TINY,
+    "grouped": dataclasses.replace(
+        TINY, num_layers=2, num_kv_heads=2, window=7, layer_types=(SLIDING, FULL), rope_factor=1.0
     ),
-    "grouped": GemmaSpec(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        window=7,
-        layer_types=(SLIDING, FULL),
-        query_pre_attn_scalar=10,
-    ),
-    "layerless": GemmaSpec(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_layers=0,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        window=7,
-        layer_types=(),
-        query_pre_attn_scalar=10,
-    ),
+    "layerless": dataclasses.replace(TINY, num_layers=0, num_heads=1, window=7, layer_types=(), rope_factor=1.0),
 }
 
 
 def encoder_of(shape: str, *, causal: bool = False) -> QueryEncoder:
-    torch.manual_seed(len(shape))
-    spec, backbone = SHAPES[shape], None
-    if causal:
-        config = copy.deepcopy(build_model(spec).config)
-        config.use_bidirectional_attention = False
-        backbone = type(build_model(spec))(config)
-    encoder = QueryEncoder(EncoderSpec(spec, TokenSpec(2048, (1,), (2,), 0), ("a", "b"), 5, {}, 16), backbone)
+    encoder = random_encoder(dataclasses.replace(SHAPES[shape], causal=causal), len(shape), domains=("a", "b"))
     with torch.no_grad():
-        for key, parameter in encoder.named_parameters():
-            if "norm" in key:
-                parameter.normal_(0.0, 0.3)
-            elif "layers" in key:
-                parameter.normal_(0.0, 0.25)
-        encoder.token_weight.uniform_(0.0, 3.0)
         encoder.pair_density.random_(0, 20)
         encoder.familiar.copy_(torch.tensor([6.0, 13.0]))
-    return encoder.eval()
+    return encoder
 
 
 def views_of(encoder: QueryEncoder) -> onnx.ModelProto:
@@ -95,31 +49,8 @@ def views_of(encoder: QueryEncoder) -> onnx.ModelProto:
     return authored.author_views(network, encoder.token_weight.numpy(), layers=cuda.DeviceLayers)
 
 
-def open_graph(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    path = graphs.write(model, folder / "encoder.onnx")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def run(session: onnxruntime.InferenceSession, rows: list[NDArray[np.int64]], *outputs: str) -> list[NDArray[Any]]:
-    ids, mask = (tensor.numpy() for tensor in pad_batch(rows, 0))
-    values: list[NDArray[Any]] = session.run(outputs, {"input_ids": ids, "attention_mask": mask})
-    return values
-
-
-def queries(*lengths: int) -> list[NDArray[np.int64]]:
-    rng = np.random.default_rng(sum(lengths))
-    return [rng.integers(3, VOCABULARY, size=length) for length in lengths]
-
-
-@torch.inference_mode()
-def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> NDArray[Any]:
-    views = []
-    for row in rows:
-        ids = torch.from_numpy(row)[None]
-        views.append(torch.cat(encoder.views(ids, torch.ones_like(ids)), dim=-1))
-    return torch.cat(views).numpy()
+def opened(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:
+    return open_graph(graphs.write(model, folder / "encoder.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +74,16 @@ def whole() -> Callable[[str], onnx.ModelProto]:
 def test_float32_says_what_pytorch_says(shape: str, causal: bool, tmp_path: Path) -> None:
     """Alone and padded, at the window's edges: masks are written anew here."""
     encoder = encoder_of(shape, causal=causal)
-    session = open_graph(views_of(encoder), tmp_path)
+    session = opened(views_of(encoder), tmp_path)
     for lengths in ((1,), (5,), (6,), (7,), (8,), (14,), (60,), (40, 6, 7, 2), (3, 30)):
         rows = queries(*lengths)
-        (got,) = run(session, rows, "views")
+        (got,) = run(session, rows)
         np.testing.assert_allclose(got, by_pytorch(encoder, rows), rtol=0, atol=TOLERANCE, err_msg=f"at {lengths}")
 
 
 def test_the_heads_and_familiarity_are_the_traced_ones(whole: Any, tmp_path: Path) -> None:
     encoder, rows = encoder_of("grouped"), queries(9, 30, 2)
-    vector, familiarity = run(open_graph(whole("fp32"), tmp_path), rows, "query_vector", "familiarity")
+    vector, familiarity = run(opened(whole("fp32"), tmp_path), rows, ("query_vector", "familiarity"))
     for i, row in enumerate(rows):
         ids = torch.from_numpy(row)[None]
         with torch.inference_mode():
@@ -214,7 +145,7 @@ def test_the_error_of_bfloat16(shape: str, tmp_path: Path) -> None:
     cuda.lower(model)
     cuda.emulate(model)
     assert {t.data_type for t in model.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
-    (got,) = run(open_graph(model, tmp_path), rows, "views")
+    (got,) = run(opened(model, tmp_path), rows)
     want = by_pytorch(encoder, rows)
     error = np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)
     assert (error > ROUNDING / 100).all()

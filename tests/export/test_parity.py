@@ -82,7 +82,7 @@ def test_a_batch_of_any_size_is_compared_with_its_queries(size: int) -> None:
     singly = np.array([float(row.sum()) for row in ids], dtype=np.float32)
     for drift in (0.0, 0.5):
         session = _Drifting(size, drift)
-        assert parity._batch_difference(session, ids, singly[:, None], singly) == drift  # type: ignore[arg-type]
+        assert parity._batch_difference(session, ids, singly[:, None], singly) == drift
         assert session.sizes == {2, 4, 8, 16, 32}
 
 

@@ -18,7 +18,7 @@ NAMES = ["sim-tiny", "sim-math", "sim-frontier"]  # in place of the example's mo
 DEFAULT = NAMES[0]
 
 
-class World(envoy_world.World):  # type: ignore[misc]
+class World(envoy_world.World):
     """What a test sees: clients, what upstreams saw, and arllm with the test's bundle."""
 
     def __init__(self, folder: Path, upstreams: dict[str, Any], serve: list[str]) -> None:

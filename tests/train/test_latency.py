@@ -13,7 +13,7 @@ import pytest
 
 from arllm.runtime import Decision, Router
 from arllm.runtime.errors import MissingExtraError, QueryError
-from arllm.train import latency_machine
+from arllm.train import latency, latency_machine
 from arllm.train.latency import Plan, Subject, measure, synthetic_pool
 from arllm.train.latency_machine import describe, parse_cpuinfo
 from arllm.train.latency_plot import need_matplotlib, plot
@@ -161,7 +161,7 @@ class Slow:
 
 
 def test_ratios_are_to_the_first_and_scaling_to_the_cores(nano: Router, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency_machine, "usable_cores", lambda: 2)
+    monkeypatch.setattr(latency, "cores", lambda: 2)
     costs = {"slow": 8_000_000, "fast": 2_000_000}
     subjects = [Subject(name, Slow(nano, cost)) for name, cost in costs.items()]  # type: ignore[arg-type]
     plan = Plan(rounds=2, tokens=(8,), batches=(1, 2), candidates=())

@@ -64,7 +64,10 @@ def test_a_burst_of_other_work_changes_nothing() -> None:
     for cost in (1 * MS, 10 * MS, 100 * MS):
         for part in range(100):
             begin = quiet.now * part / 100
-            burst = lambda run, now, begin=begin, cost=cost: cost if begin <= now < begin + 0.05 else 0.0  # noqa: E731
+
+            def burst(run: int, now: float, begin: float = begin, cost: float = cost) -> float:
+                return cost if begin <= now < begin + 0.05 else 0.0
+
             busy = Machine(linear, burst).measured()
             assert busy.inline_bytes == expected.inline_bytes
             assert busy.p99 == pytest.approx(expected.p99)
