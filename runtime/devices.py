@@ -1,17 +1,24 @@
-"""The CUDA devices of this machine, asked of the driver itself: neither torch nor a CUDA toolkit is needed.
+"""What this machine computes on: its cores, and its CUDA devices, asked of the driver itself.
 
-ONNX Runtime names the CUDA provider wherever its package for GPUs is installed, a card or not.
+Neither torch nor a CUDA toolkit is needed for it, nor ONNX Runtime, which names the CUDA provider wherever
+its package for GPUs is installed, a card or not.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from dataclasses import dataclass
 
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of the driver API
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

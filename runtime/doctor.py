@@ -10,8 +10,9 @@ import onnxruntime
 
 from arllm.runtime.bundle import open_bundle
 from arllm.runtime.conformance import rerun
+from arllm.runtime.devices import cores
 from arllm.runtime.router import Router
-from arllm.runtime.session import cores, instruction_sets, why_not
+from arllm.runtime.session import instruction_sets, why_not
 
 
 def examine(bundle: str | None = None) -> tuple[dict[str, Any], bool]:

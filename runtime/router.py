@@ -18,11 +18,12 @@ from arllm.runtime.answer import Decision, Encoded, Timing
 from arllm.runtime.bundle import Bundle, Variant, open_bundle
 from arllm.runtime.cache import CacheInfo, DecisionCache, Key
 from arllm.runtime.calibration import overall, shrunk, standing
+from arllm.runtime.devices import cores
 from arllm.runtime.encoder import QueryEncoder
 from arllm.runtime.errors import InputError, PolicyError, PoolError, QueryError, VariantError
 from arllm.runtime.pool import Pool, read_pool_json
 from arllm.runtime.quality import Quality
-from arllm.runtime.session import Session, cores, pick_variant
+from arllm.runtime.session import Session, pick_variant
 from arllm.runtime.tokens import Truncation
 
 Profile = Literal["guest", "latency"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 import platform
 import sys
 from collections.abc import Collection, Iterable, Mapping
@@ -59,11 +58,6 @@ def has_instruction_set(name: str) -> bool:
     """Whether integers that are right with the named instruction set, or with ``any``, are right here."""
     have = instruction_sets()
     return name == "any" or name in have or (name in EXACT_SUMS and bool(have & EXACT_SUMS))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def why_not(variant: Variant) -> str | None:

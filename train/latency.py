@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from arllm.runtime.devices import cores
 from arllm.runtime.errors import QueryError
 from arllm.runtime.pool import Candidate, Pool
-from arllm.runtime.session import cores
 from arllm.train import latency_machine as machine
 from arllm.train.latency_cold import ColdSubject, cold_starts
 from arllm.train.latency_report import BatchRow, CandidateRow, ColdRow, Report, RouteRow, Stages, SubjectInfo

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from load_found import Found, Plan, overload_is
 
-from arllm.runtime.session import cores
+from arllm.runtime.devices import cores
 from arllm.train.latency_machine import processor
 
 GATEWAYS = ("litellm", "envoy")

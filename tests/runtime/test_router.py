@@ -14,6 +14,7 @@ import pytest
 
 from arllm.runtime import session
 from arllm.runtime.answer import Decision
+from arllm.runtime.devices import cores
 from arllm.runtime.errors import (
     ArllmError,
     BetaError,
@@ -26,7 +27,6 @@ from arllm.runtime.errors import (
 )
 from arllm.runtime.pool import Candidate, Pool
 from arllm.runtime.router import Router
-from arllm.runtime.session import cores
 
 TEXTS = [
     "",
