@@ -16,7 +16,8 @@ from arllm.export import commands as export_commands
 from arllm.runtime import requests, tables
 from arllm.runtime.errors import ArllmError, InputError, needs_extra
 from arllm.runtime.gateways import commands as gateway_commands
-from arllm.train import commands, latency_commands, pool_commands, preference_commands
+from arllm.train import commands, pool_commands, preference_commands
+from arllm.train.latency import commands as latency_commands
 
 
 class _Group(click.Group):

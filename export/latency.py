@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.session import Session
-from arllm.train.latency_machine import processor
+from arllm.train.latency.machine import processor
 
 BUCKETS = (16, 64, 256)  # tokens
 THREADS = 1

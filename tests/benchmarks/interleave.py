@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from worker import clock
 
-from arllm.train.latency_rounds import Bound, Burst, Run, interleave
-from arllm.train.latency_stats import Ratio, ratio
+from arllm.train.latency.rounds import Bound, Burst, Run, interleave
+from arllm.train.latency.stats import Ratio, ratio
 
 Name = TypeVar("Name", bound=Hashable)
 Arm = Callable[[], float]  # does its work once and returns the milliseconds that it took

@@ -20,7 +20,7 @@ from pathlib import Path
 from load_found import Found, Plan, overload_is
 
 from arllm.runtime.devices import cores
-from arllm.train.latency_machine import processor
+from arllm.train.latency.machine import processor
 
 GATEWAYS = ("litellm", "envoy")
 

@@ -25,7 +25,7 @@ from record import ONE_THREAD, arguments, note, record
 from worker import Worker, WorkerError
 
 from arllm.runtime.bundle import SHIPPED
-from arllm.train.latency_rounds import turned
+from arllm.train.latency.rounds import turned
 
 FOLDER = Path(__file__).parent / "peer_workers"
 PORTION = 5

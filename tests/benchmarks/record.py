@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from arllm.train import latency_machine
+from arllm.train.latency import machine as latency_machine
 from arllm.train.staging import write_json
 
 ONE_THREAD = os.environ.get("ARLLM_BENCH_CLOCK") == "cpu"  # processor time means something for one thread alone

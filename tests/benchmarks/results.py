@@ -18,7 +18,7 @@ from interleave import times_faster
 from known_peers import ARLLM, PEERS
 from record import read
 
-from arllm.train.latency_stats import Ratio
+from arllm.train.latency.stats import Ratio
 
 Found = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from arllm import cli
 from arllm.runtime import Router
-from arllm.train import latency_commands
+from arllm.train.latency import commands as latency_commands
 
 QUICK = ("--rounds", "1", "--tokens", "8,16", "--callers", "1")
 

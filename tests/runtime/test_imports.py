@@ -24,7 +24,7 @@ FORBIDDEN = {"torch", "transformers", "pandas", "onnx", "click", "sklearn", "sci
 COMMANDS = (
     ROOT / "export" / "commands.py",
     ROOT / "train" / "commands.py",
-    ROOT / "train" / "latency_commands.py",
+    ROOT / "train" / "latency" / "commands.py",
     ROOT / "train" / "pool_commands.py",
     ROOT / "train" / "preference_commands.py",
     ROOT / "runtime" / "gateways" / "commands.py",
@@ -43,16 +43,16 @@ TORCH_FREE = [
     "arllm.train.import_leaderboard",
     "arllm.train.import_wide",
     "arllm.train.importers",
-    "arllm.train.latency",
-    "arllm.train.latency_child",
-    "arllm.train.latency_cold",
-    "arllm.train.latency_machine",
-    "arllm.train.latency_plot",
-    "arllm.train.latency_report",
-    "arllm.train.latency_rounds",
-    "arllm.train.latency_show",
-    "arllm.train.latency_stats",
-    "arllm.train.latency_texts",
+    "arllm.train.latency.measure",
+    "arllm.train.latency.child",
+    "arllm.train.latency.cold",
+    "arllm.train.latency.machine",
+    "arllm.train.latency.plot",
+    "arllm.train.latency.report",
+    "arllm.train.latency.rounds",
+    "arllm.train.latency.show",
+    "arllm.train.latency.stats",
+    "arllm.train.latency.texts",
     "arllm.train.metrics",
     "arllm.train.newcomers",
     "arllm.train.outcomes",
@@ -223,5 +223,5 @@ def test_the_command_line_imports_the_heavy_halves_inside_its_commands(path: Pat
     }
     light = ("arllm.runtime.errors.", "arllm.runtime.tables", "arllm.runtime.requests")
     light += ("arllm.train.commands", "arllm.train.preference_commands", "arllm.runtime.gateways.commands")
-    light += ("arllm.export.commands", "arllm.train.pool_commands", "arllm.train.latency_commands")
+    light += ("arllm.export.commands", "arllm.train.pool_commands", "arllm.train.latency.commands")
     assert all(name.startswith(light) for name in top), top

@@ -1,4 +1,4 @@
-"""Tests of train/latency.py and what shows its report: structure, JSON, table, plot. No duration is judged."""
+"""Tests of train/latency/measure.py and what shows its report: structure, JSON, table, plot; no duration judged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 
 from arllm.runtime import Decision, Router
 from arllm.runtime.errors import MissingExtraError, QueryError
-from arllm.train import latency, latency_machine
-from arllm.train.latency import Plan, Subject, measure, synthetic_pool
-from arllm.train.latency_machine import describe, parse_cpuinfo
-from arllm.train.latency_plot import need_matplotlib, plot
-from arllm.train.latency_report import Report
-from arllm.train.latency_show import ms, text_report
+from arllm.train.latency import machine as latency_machine
+from arllm.train.latency import measure as latency
+from arllm.train.latency.machine import describe, parse_cpuinfo
+from arllm.train.latency.measure import Plan, Subject, measure, synthetic_pool
+from arllm.train.latency.plot import need_matplotlib, plot
+from arllm.train.latency.report import Report
+from arllm.train.latency.show import ms, text_report
 
 TINY = Plan(rounds=2, tokens=(8, 16, 32, 100_000), callers=2, batches=(1, 4), candidates=(1, 10, 100, 1000, 5000))
 

@@ -1,4 +1,4 @@
-"""Tests of train/latency_cold.py and latency_child.py: fresh processes, their parts, order, memory and failures."""
+"""Tests of train/latency/cold.py and child.py: fresh processes, their parts, order, memory and failures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from arllm.runtime.errors import ArllmError
-from arllm.train import latency_cold
-from arllm.train.latency_child import peak_bytes
-from arllm.train.latency_cold import ColdSubject, Start, cold_starts, start, summary
-from arllm.train.latency_rounds import Bound
+from arllm.train.latency import cold as latency_cold
+from arllm.train.latency.child import peak_bytes
+from arllm.train.latency.cold import ColdSubject, Start, cold_starts, start, summary
+from arllm.train.latency.rounds import Bound
 
 PARTS = ["interpreter", "import", "bundle", "tokenizer", "session", "first_route"]
 NANO = ColdSubject("nano", "nano", "cpu-int8", 1, "What is 17 * 23?")
@@ -31,8 +31,8 @@ def test_the_memory_is_the_child_s_own_not_the_parent_s() -> None:
         "import subprocess, sys\n"
         "ballast = bytearray(400_000_000)\n"
         "ballast[::4096] = bytes(len(ballast[::4096])).replace(b'\\0', b'x')\n"
-        "from arllm.train.latency_child import peak_bytes\n"
-        "child = 'from arllm.train.latency_child import peak_bytes; print(peak_bytes())'\n"
+        "from arllm.train.latency.child import peak_bytes\n"
+        "child = 'from arllm.train.latency.child import peak_bytes; print(peak_bytes())'\n"
         "out = subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, check=True).stdout\n"
         "print(peak_bytes(), out)"
     )

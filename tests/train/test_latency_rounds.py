@@ -1,4 +1,4 @@
-"""Tests of train/latency_rounds.py, with a clock that only the fake work moves: order, counting, pairing."""
+"""Tests of train/latency/rounds.py, with a clock that only the fake work moves: order, counting, pairing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from arllm.train.latency_rounds import (
+from arllm.train.latency.rounds import (
     BURST_NS,
     LEAST_CALLS,
     LEAST_ROUNDS,

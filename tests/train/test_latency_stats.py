@@ -1,10 +1,10 @@
-"""Tests of train/latency_stats.py: percentiles, ratios and slopes, worked out by hand."""
+"""Tests of train/latency/stats.py: percentiles, ratios and slopes, worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from arllm.train.latency_stats import Growth, exponent, growth, in_words, nearest_rank, ratio, spread
+from arllm.train.latency.stats import Growth, exponent, growth, in_words, nearest_rank, ratio, spread
 
 
 def test_percentiles_are_nearest_rank() -> None:

@@ -1,4 +1,4 @@
-"""Tests of train/latency_texts.py: exact token counts, the mix, and reading queries."""
+"""Tests of train/latency/texts.py: exact token counts, the mix, and reading queries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from arllm.runtime import Router
 from arllm.runtime.errors import OutcomesError
-from arllm.train.latency_texts import bucket_texts, exact_text, mix_lengths, mixed_texts, read_queries
+from arllm.train.latency.texts import bucket_texts, exact_text, mix_lengths, mixed_texts, read_queries
 
 
 @pytest.fixture(scope="module")

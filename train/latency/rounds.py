@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Any, TypeVar
 
-from arllm.train.latency_stats import Ratio, ratio
+from arllm.train.latency.stats import Ratio, ratio
 
 Clock = Callable[[], int]  # nanoseconds, like time.perf_counter_ns
 W = TypeVar("W", bound=Hashable)

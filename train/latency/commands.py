@@ -13,7 +13,7 @@ from arllm.runtime import requests
 from arllm.train.commands import progress
 
 if TYPE_CHECKING:
-    from arllm.train.latency import Subject
+    from arllm.train.latency.measure import Subject
 
 
 @click.command()
@@ -54,10 +54,10 @@ def bench(
     """
     if seconds is not None and rounds is not None:
         raise click.UsageError("--seconds and --rounds exclude each other")
-    from arllm.train.latency import Plan, measure
-    from arllm.train.latency_plot import need_matplotlib, plot
-    from arllm.train.latency_show import text_report
-    from arllm.train.latency_texts import read_queries
+    from arllm.train.latency.measure import Plan, measure
+    from arllm.train.latency.plot import need_matplotlib, plot
+    from arllm.train.latency.show import text_report
+    from arllm.train.latency.texts import read_queries
 
     plan = Plan(seconds=seconds or Plan.seconds, rounds=rounds, callers=callers,
                 tokens=Plan.tokens if tokens is None else _counts(tokens))  # fmt: skip
@@ -87,7 +87,7 @@ def _counts(text: str) -> tuple[int, ...]:
 def _subjects(bundles: Sequence[str], variants: Sequence[str], threads: Sequence[int]) -> list[Subject]:
     """Every bundle in every variant with every number of threads, each once, named by what tells them apart."""
     from arllm.runtime.router import Router
-    from arllm.train.latency import Subject
+    from arllm.train.latency.measure import Subject
 
     loaded = [
         (bundle, Router.load(bundle, variant=variant, threads=count), count)

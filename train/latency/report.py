@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from arllm.train.latency_stats import Growth, Ratio, Spread, growth
+from arllm.train.latency.stats import Growth, Ratio, Spread, growth
 
 SCHEMA = 1
 

@@ -1,6 +1,6 @@
 """What a cold start runs in its fresh process: load a bundle, decide once, say where the time went.
 
-``python -c "from arllm.train.latency_child import main; main()" BUNDLE VARIANT THREADS TEXT``. Imports nothing that
+``python -c "from arllm.train.latency.child import main; main()" BUNDLE VARIANT THREADS TEXT``. Imports nothing that
 ``Router.load`` would not import itself, or its own imports would count as the process's start.
 """
 

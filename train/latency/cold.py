@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from arllm.runtime.errors import ArllmError
-from arllm.train.latency_report import ColdRow
-from arllm.train.latency_rounds import Bound, turned
-from arllm.train.latency_stats import ratio
+from arllm.train.latency.report import ColdRow
+from arllm.train.latency.rounds import Bound, turned
+from arllm.train.latency.stats import ratio
 
-CODE = "from arllm.train.latency_child import main; main()"
+CODE = "from arllm.train.latency.child import main; main()"
 LEAST = 3  # counted processes of each subject, where only time bounds them
 MOST = 20
 

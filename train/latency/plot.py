@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arllm.runtime.errors import needs_extra
-from arllm.train.latency_report import Report
+from arllm.train.latency.report import Report
 
 COLOURS = ("#c2410c", "#0f766e", "#6d28d9", "#be185d", "#4c8bd0", "#8a6d3b")
 MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -2,7 +2,7 @@
 
 The parts: ``Router.route`` by token count for one caller and for several at once, a mix of queries, ``route_batch``
 by batch size, NIR and decision by number of candidates, and cold starts. :func:`measure` is the whole. What it finds
-stands in ``latency_report.py``, how it times in ``latency_rounds.py``. An evaluation's bench is ``bench.py``.
+stands in ``report.py``, how it times in ``rounds.py``. An evaluation's bench is ``bench.py``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from arllm.runtime.devices import cores
 from arllm.runtime.errors import QueryError
 from arllm.runtime.pool import Candidate, Pool
-from arllm.train import latency_machine as machine
-from arllm.train.latency_cold import ColdSubject, cold_starts
-from arllm.train.latency_report import BatchRow, CandidateRow, ColdRow, Report, RouteRow, Stages, SubjectInfo
-from arllm.train.latency_rounds import (
+from arllm.train.latency import machine
+from arllm.train.latency.cold import ColdSubject, cold_starts
+from arllm.train.latency.report import BatchRow, CandidateRow, ColdRow, Report, RouteRow, Stages, SubjectInfo
+from arllm.train.latency.rounds import (
     BURST_NS,
     LEAST_CALLS,
     MOST_CALLS,
@@ -38,8 +38,8 @@ from arllm.train.latency_rounds import (
     per_second,
     throughputs,
 )
-from arllm.train.latency_stats import ratio, spread
-from arllm.train.latency_texts import MIX_MEDIAN, MIX_P90, bucket_texts, mixed_texts
+from arllm.train.latency.stats import ratio, spread
+from arllm.train.latency.texts import MIX_MEDIAN, MIX_P90, bucket_texts, mixed_texts
 
 if TYPE_CHECKING:
     from arllm.runtime.router import Router

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from arllm.runtime.tables import table
-from arllm.train.latency_report import Report, RouteRow, SubjectInfo
-from arllm.train.latency_stats import Ratio, in_words
+from arllm.train.latency.report import Report, RouteRow, SubjectInfo
+from arllm.train.latency.stats import Ratio, in_words
 
 TIMED = {"tokens": "route()", "candidates": "NIR and decision", "queries": "route_batch()"}
 
