@@ -5,6 +5,7 @@ Knows nothing about candidates or training data.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import GemmaSpec, build_model
 
 PAIRS = 1 << 19  # slots for pairs of neighbouring tokens; two pairs that share one pass for each other
+SAY_EVERY = 10.0  # seconds between two words on how far encoding is
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,17 @@ def encode_all(
 
 @torch.inference_mode()
 def view_all(
-    encoder: QueryEncoder, rows: Sequence[NDArray[np.int64]], *, batch_size: int = 64
+    encoder: QueryEncoder,
+    rows: Sequence[NDArray[np.int64]],
+    *,
+    batch_size: int = 64,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> NDArray[np.float32]:
     """Both views (N, 2 * width) float32 of tokenized queries, in the given order."""
     width = 2 * encoder.spec.backbone.hidden_size
-    return by_length(encoder, rows, lambda ids, mask: torch.cat(encoder.views(ids, mask), dim=-1), width, batch_size)
+    return by_length(
+        encoder, rows, lambda ids, mask: torch.cat(encoder.views(ids, mask), dim=-1), width, batch_size, progress
+    )
 
 
 def by_length(
@@ -185,14 +193,22 @@ def by_length(
     function: Callable[[Tensor, Tensor], Tensor],
     width: int,
     batch_size: int = 64,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> NDArray[np.float32]:
-    """(ids, mask) → (B, width) of tokenized queries, batched by length; (N, width) float32 in the given order."""
+    """(ids, mask) → (B, width) of tokenized queries, batched by length; (N, width) float32 in the given order.
+
+    ``progress`` hears every ``SAY_EVERY`` seconds how many are done, the shortest first.
+    """
     encoder.eval()
     device = encoder.center.device
     out = np.empty((len(rows), width), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    said = time.monotonic()
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         ids, mask = pad_batch([rows[i] for i in index], encoder.spec.tokens.pad_id)
         out[index] = function(ids.to(device), mask.to(device)).float().cpu().numpy()
+        if time.monotonic() >= said + SAY_EVERY:
+            said = time.monotonic()
+            progress(f"encoded {start + len(index)} of {len(order)} queries")
     return out

@@ -27,7 +27,7 @@ def standardize(
     """Encode once, set ``center`` and ``scale`` from training; the views of both, (N, 2 * width) float32."""
     progress(f"heads: encoding {len(train.ids) + len(val.ids)} queries once")
     with autocast(encoder.center.device, options.precision):
-        views, val_views = view_all(encoder, train.ids), view_all(encoder, val.ids)
+        views, val_views = (view_all(encoder, part.ids, progress=progress) for part in (train, val))
     encoder.center.copy_(torch.from_numpy(views.mean(axis=0)))
     encoder.scale.copy_(torch.from_numpy(np.maximum(views.std(axis=0), 1e-3)))
     return views, val_views

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from arllm.runtime.tokens import TokenSpec
+from arllm.train import encoder as encoder_module
 from arllm.train.backbones import nano_spec
 from arllm.train.encoder import EncoderSpec, QueryEncoder, view_all
 from arllm.train.fit import Examples, RouterNet, losses_of, routing_loss, validation_losses
@@ -49,6 +50,13 @@ def test_the_views_of_the_training_queries_are_standardized() -> None:
     views = view_all(net.encoder, examples(300, 1).ids)
     np.testing.assert_allclose(net.encoder.center.numpy(), views.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(net.encoder.scale.numpy(), np.maximum(views.std(axis=0), 1e-3), atol=1e-5)
+
+
+def test_long_encoding_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "SAY_EVERY", 0.0)
+    said: list[str] = []
+    view_all(QueryEncoder(SPEC), examples(300, 1).ids, batch_size=128, progress=said.append)
+    assert said == [f"encoded {done} of 300 queries" for done in (128, 256, 300)]
 
 
 def test_standardizing_returns_the_views_as_they_are_and_looks_at_training_alone() -> None:
