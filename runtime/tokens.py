@@ -137,5 +137,6 @@ class TextTokenizer:
         return np.array(ids, dtype=np.int64), Truncation(len(data), bytes_dropped, tokens_dropped)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        # A batch of one: unlike `encode` it lets go of Python's lock, so that other callers run meanwhile.
+        ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids

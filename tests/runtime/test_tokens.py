@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ class Spy:
 
     def no_padding(self) -> None: ...
 
-    def encode(self, text: str, add_special_tokens: bool) -> Any:
-        self.seen.append(text)
-        return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
+    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> Any:
+        self.seen += texts
+        return TOKENIZER.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
 
 @pytest.mark.parametrize("shift", range(4))
@@ -204,6 +205,27 @@ def test_a_spec_without_room_is_refused() -> None:
 def test_a_head_share_lies_between_0_and_1(share: float) -> None:
     with pytest.raises(ValueError, match="head_share"):
         TokenSpec(max_tokens=8, prefix_ids=(), suffix_ids=(), pad_id=0, head_share=share)
+
+
+def test_other_threads_run_while_a_text_is_tokenized() -> None:
+    tokenizer, text = text_tokenizer(400_000), "a word and another " * 20_000
+    ticks, done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    other = threading.Thread(target=tick)
+    other.start()
+    try:
+        before = ticks
+        tokenizer.encode(text)
+        meanwhile = ticks - before
+    finally:
+        done.set()
+        other.join()
+    assert meanwhile > 10  # with the lock held throughout, one or two
 
 
 def test_a_spec_round_trips() -> None:
