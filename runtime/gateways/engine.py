@@ -25,7 +25,10 @@ class Engine:
 
     router: Router
     capabilities: Mapping[str, Capabilities]  # of every candidate, in the pool's order
+    choosy: bool  # whether the pool declares any capability: else no candidate is ever ruled out by a request
     candidates: frozenset[str]
+    upstreams: frozenset[str]  # the gateway's names of them
+    by_name: Mapping[str, frozenset[str]]  # the candidates that a name of the gateway's or the pool's means
     calibration: Calibration
     deadline: float  # seconds
     label: str  # name@digest, for headers, metrics and logs
@@ -51,10 +54,18 @@ class Engine:
                 f"gateway setting policy: no policy {config.policy!r}: the bundle has {', '.join(router.policies)}"
             )
         deadline = config.deadline_ms
+        able = {candidate.name: capabilities(candidate) for candidate in router.pool.candidates}
+        by_name: dict[str, frozenset[str]] = {}
+        for name in names:
+            for called in {name, config.upstream(name)}:
+                by_name[called] = by_name.get(called, frozenset()) | {name}
         return cls(
             router=router,
-            capabilities={candidate.name: capabilities(candidate) for candidate in router.pool.candidates},
+            capabilities=able,
+            choosy=any(capability != Capabilities() for capability in able.values()),
             candidates=frozenset(names),
+            upstreams=frozenset(map(config.upstream, names)),
+            by_name=by_name,
             calibration=calibration,
             deadline=calibration.default_deadline if deadline is None else deadline / 1e3,
             label=f"{router.bundle.manifest.name}@{router.bundle.digest[:12]}",

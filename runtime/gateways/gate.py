@@ -114,7 +114,7 @@ class Gateway:
         ignored: tuple[str, ...] = ()
         candidate: str | None = None
         try:
-            asked = read_request(body, self.config.query_from)
+            asked = read_request(body, self.config.query_from, needs=engine.choosy)
             query = asked.query
             asks = client_asks(headers, self.config, engine.candidates)
             ignored = asks.ignored
@@ -152,6 +152,8 @@ class Gateway:
 
     def _allowed(self, engine: Engine, needs: Needs, asks: Asks, unavailable: Collection[str]) -> list[str]:
         masked = self._cooldowns.current().union(*map(self._candidates_of, unavailable))
+        if not masked and asks.candidates is None and not engine.choosy:
+            return list(engine.capabilities)
         return [
             name
             for name, capability in engine.capabilities.items()
@@ -231,11 +233,11 @@ class Gateway:
         for name in self._candidates_of(model):
             self._cooldowns.end(name)
 
-    def _candidates_of(self, model: str) -> set[str]:
-        return {name for name in self.engine.candidates if model in (name, self.config.upstream(name))}
+    def _candidates_of(self, model: str) -> frozenset[str]:
+        return self.engine.by_name.get(model, frozenset())
 
     def _models(self) -> frozenset[str]:
-        return frozenset(map(self.config.upstream, (*self.engine.candidates, self.config.default_model)))
+        return self.engine.upstreams | {self.config.upstream(self.config.default_model)}
 
     @property
     def queue_length(self) -> int:

@@ -93,12 +93,9 @@ class RoutingHook(CustomLogger):  # type: ignore[misc]
         found = _VERDICT.get()
         return None if found is None else found.headers()
 
-    def _names(self) -> frozenset[str]:
-        return frozenset(map(self.gateway.config.upstream, self.gateway.engine.candidates))
-
     async def _unavailable(self, key: Any) -> frozenset[str]:
         """Names that must not be chosen for this key now."""
-        names = self._names()
+        names = self.gateway.engine.upstreams
         router = self._router()
         try:
             down = frozenset() if router is None else await self._down(router, names)

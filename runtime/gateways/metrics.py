@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arllm.runtime.errors import needs_extra
 
@@ -78,6 +78,9 @@ class Metrics:
             "arllm_decision_log_dropped", "Records that the decision log could not take", registry=self.registry
         )
         self._known: frozenset[str] = frozenset()
+        # Children of the two counters by label, as few as the labels: finding one takes a lock and several calls.
+        self._chosen: dict[tuple[str, str], Any] = {}
+        self._fell: dict[str, Any] = {}
         for result in ("swapped", "refused"):
             self._reloads.labels(result)
 
@@ -97,9 +100,15 @@ class Metrics:
 
     def decided(self, verdict: Verdict) -> None:
         model = verdict.selected if verdict.selected in self._known else OTHER
-        self._decisions.labels(model, verdict.reason).inc()
+        chosen = self._chosen.get((model, verdict.reason))
+        if chosen is None:
+            chosen = self._chosen[model, verdict.reason] = self._decisions.labels(model, verdict.reason)
+        chosen.inc()
         if verdict.fallback:
-            self._fallbacks.labels(verdict.cause).inc()
+            fell = self._fell.get(verdict.cause)
+            if fell is None:
+                fell = self._fell[verdict.cause] = self._fallbacks.labels(verdict.cause)
+            fell.inc()
         self._stages["total"].observe(verdict.routing_ms / 1e3)
         decision = verdict.decision
         if decision is not None:

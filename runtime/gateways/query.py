@@ -38,6 +38,9 @@ class Needs:
     json_mode: bool = False
 
 
+NO_NEEDS = Needs()
+
+
 @dataclass(frozen=True)
 class Asked:
     """A request as routing sees it. ``query`` is None where no human wrote a text."""
@@ -48,12 +51,13 @@ class Asked:
     opening: str  # the first user turn: it names the conversation where nothing else does
 
 
-def read_request(body: Mapping[str, Any], query_from: str = "last-user") -> Asked:
+def read_request(body: Mapping[str, Any], query_from: str = "last-user", *, needs: bool = True) -> Asked:
     """What a request asks for.
 
     Args:
         query_from: ``last-user``: the last user turn that has text; ``first-user``: the first one;
             ``conversation``: all user and assistant texts.
+        needs: False = nobody will look at them, and they are left out: they cost a walk over the whole request.
     """
     turns = [(role, text) for role, text in _turns(body) if text.strip()]
     human = [text for role, text in turns if role == _HUMAN]
@@ -63,7 +67,7 @@ def read_request(body: Mapping[str, Any], query_from: str = "last-user") -> Aske
             query = "\n\n".join(text for _, text in turns)
         else:
             query = human[0] if query_from == "first-user" else human[-1]
-    return Asked(model_of(body), query, _needs(body), human[0] if human else "")
+    return Asked(model_of(body), query, _needs(body) if needs else NO_NEEDS, human[0] if human else "")
 
 
 def model_of(body: Mapping[str, Any]) -> str | None:

@@ -64,31 +64,6 @@ def test_a_default_model_outside_the_pool(make_gateway: Callable[..., Gateway], 
     assert (verdict.model, verdict.candidate, verdict.reason) == ("gpt-5", None, "no-query")
 
 
-@pytest.mark.parametrize(
-    ("fields", "allowed"),
-    [
-        ({}, None),
-        ({"max_tokens": 5000}, ["medium", "large"]),
-        ({"max_tokens": 50_000}, ["large"]),
-        ({"tools": [{"type": "function"}]}, ["medium", "large"]),
-        ({"response_format": {"type": "json_object"}}, ["medium", "large"]),
-    ],
-)
-def test_candidates_that_cannot_serve_are_not_scored(
-    gateway: Gateway, stub: Any, ask: Any, fields: dict[str, Any], allowed: list[str] | None
-) -> None:
-    assert decide(gateway, ask("small", **fields)).reason == "routed"
-    assert stub.calls[0][3] == allowed
-
-
-def test_nobody_left_is_the_default_model(gateway: Gateway, stub: Any, ask: Any) -> None:
-    verdict = decide(gateway, ask("large", max_tokens=10**7))
-    assert (verdict.model, verdict.reason, verdict.decision) == ("small", "no-candidates", None)
-    image = {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}]}
-    assert decide(gateway, {"model": "auto", **image}, unavailable=["large"]).reason == "no-candidates"
-    assert stub.calls == []
-
-
 def test_cooldowns_mask(make_gateway: Callable[..., Gateway], stub: Any, ask: Any) -> None:
     gateway = make_gateway(names={"large": "team/large"})
     gateway.cool_down("team/large", 3600)
