@@ -10,6 +10,9 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from arllm.runtime.answer import Decision
 
 BYTES_PER_ENTRY = 4096  # of text, on average over the cache: many more queries are shorter than longer
@@ -22,6 +25,17 @@ class Key(NamedTuple):
     beta: float
     policy: str
     candidates: bytes | None  # their positions in the pool, ascending; None = the whole pool
+
+
+class Asked(NamedTuple):
+    """What a caller asks of a router beside the text, checked."""
+
+    beta: float
+    policy: str
+    rows: NDArray[np.intp] | None  # positions of the allowed candidates; None = all
+
+    def key(self, text: str) -> Key:
+        return Key(text, self.beta, self.policy, None if self.rows is None else self.rows.tobytes())
 
 
 class CacheInfo(NamedTuple):

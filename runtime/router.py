@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from arllm.runtime import decision as rule
 from arllm.runtime import parts
 from arllm.runtime.answer import Decision, Encoded, Timing
 from arllm.runtime.bundle import Bundle, Variant, open_bundle
-from arllm.runtime.cache import CacheInfo, DecisionCache, Key
+from arllm.runtime.cache import Asked, CacheInfo, DecisionCache
 from arllm.runtime.calibration import overall, shrunk, standing
 from arllm.runtime.devices import cores
 from arllm.runtime.encoder import QueryEncoder
@@ -311,10 +311,10 @@ class Router:
     def policies(self) -> tuple[str, ...]:
         return tuple(self._policies)
 
-    def _ask(self, beta: float, policy: str | None, candidates: Collection[str] | None) -> _Asked:
+    def _ask(self, beta: float, policy: str | None, candidates: Collection[str] | None) -> Asked:
         value = rule.check_beta(beta)
         rows = rule.candidate_rows(self._positions, candidates)
-        return _Asked(value, self._policy(policy), rows)
+        return Asked(value, self._policy(policy), rows)
 
     def _policy(self, policy: str | None) -> str:
         name = self.bundle.manifest.default_policy if policy is None else policy
@@ -327,7 +327,7 @@ class Router:
             raise QueryError("this bundle holds no encoder (NIR alone): call route_vector with a query vector")
         return self._encoder
 
-    def _remembered(self, text: str, asked: _Asked) -> Decision | None:
+    def _remembered(self, text: str, asked: Asked) -> Decision | None:
         """What the cache holds of a query; None where it holds nothing, or there is no cache."""
         if self._cache is None or not isinstance(text, str):
             return None
@@ -335,7 +335,7 @@ class Router:
         found = self._cache.get(asked.key(text))
         return None if found is None else found.recalled((time.perf_counter_ns() - started) * MS)
 
-    def _route_window(self, texts: Sequence[str], asked: _Asked) -> list[Decision]:
+    def _route_window(self, texts: Sequence[str], asked: Asked) -> list[Decision]:
         decisions: dict[int, Decision] = {}
         waiting: list[tuple[int, NDArray[np.int64], Truncation, float]] = []  # and the milliseconds of tokenization
         encoder, cache = self._require_encoder(), self._cache
@@ -366,7 +366,7 @@ class Router:
         self,
         vector: NDArray[np.float32],
         familiarity: NDArray[np.float32],
-        asked: _Asked,
+        asked: Asked,
         truncation: Truncation | None,
         stages: tuple[float, float],
         scoring_started: int,
@@ -398,14 +398,3 @@ class Router:
             truncation=truncation,
             timing=Timing(stages[0], stages[1], score),
         )
-
-
-class _Asked(NamedTuple):
-    """What a caller asks for beside the text, checked."""
-
-    beta: float
-    policy: str
-    rows: NDArray[np.intp] | None  # positions of the allowed candidates; None = all
-
-    def key(self, text: str) -> Key:
-        return Key(text, self.beta, self.policy, None if self.rows is None else self.rows.tobytes())
