@@ -397,17 +397,3 @@ def test_the_limit_of_buffered_bodies_can_be_raised(
     ((upstream, seen),) = world.seen()
     assert (upstream, seen.body["model"], len(seen.body["pad"])) == (model, model, 20_000_000)
     world.stop()
-
-
-def test_the_examples_differ_only_where_they_must() -> None:
-    buffered, streamed = (
-        [line.split("#")[0].rstrip() for line in (envoy_world.EXAMPLES / name).read_text().splitlines()]
-        for name in ("envoy.yaml", "envoy-streamed.yaml")
-    )
-    assert [line.strip() for line in streamed if line not in buffered] == [
-        "grpc_service: {envoy_grpc: {cluster_name: arllm}, timeout: 60s}",
-        "request_body_mode: FULL_DUPLEX_STREAMED",
-        "request_trailer_mode: SEND",
-        "explicit_http_config: {http2_protocol_options: {connection_keepalive: {interval: 1s, timeout: 1s}}}",
-        "circuit_breakers: {thresholds: [{max_requests: 1024}]}",
-    ]
