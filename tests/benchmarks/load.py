@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from load_answers import completion, events, response
 
 T = TypeVar("T")
 QUANTILES = (50, 95, 99)
@@ -91,17 +92,17 @@ class Upstream:
                 if self.status != 200:
                     writer.write(_answer(self.status, {"error": {"message": f"{self.name} refuses"}}))
                 elif path.endswith("/responses"):
-                    writer.write(_answer(200, _response(self.name, body)))
+                    writer.write(_answer(200, response(self.name, body)))
                 elif body.get("stream"):
                     await self._stream(writer, body)
                 else:
-                    writer.write(_answer(200, _completion(self.name, body)))
+                    writer.write(_answer(200, completion(self.name, body)))
                 await writer.drain()
         writer.close()
 
     async def _stream(self, writer: asyncio.StreamWriter, body: Mapping[str, Any]) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        for event in _events(self.name, body):
+        for event in events(self.name, body):
             data = f"data: {event}\n\n".encode()
             writer.write(b"%x\r\n%s\r\n" % (len(data), data))
             await writer.drain()
@@ -220,12 +221,19 @@ async def _client(
 
 @dataclass
 class Level:
-    """Both arms at one concurrency. ``pairs``: (plain, routed) p50 of every pair of slices, for the spread."""
+    """The arms at one concurrency. ``pairs``: (plain, routed) p50 of every round of slices; ``beside``: a third arm,
+    what the gateway itself pays for being extended, and its own pairs.
+    """
 
     concurrency: int
     plain: Samples
     routed: Samples
-    pairs: list[tuple[float, float]]
+    pairs: list[tuple[float, float]] = field(default_factory=list)
+    beside: Samples | None = None
+    beside_pairs: list[tuple[float, float]] = field(default_factory=list)
+
+    def samples(self) -> list[Samples]:
+        return [arm for arm in (self.plain, self.routed, self.beside) if arm is not None]
 
 
 async def compare(
@@ -235,30 +243,53 @@ async def compare(
     seconds: float,
     per_second: float | None = None,
     slice_seconds: float = 0.5,
+    beside: Target | None = None,
 ) -> list[Level]:
-    """Both arms at rising concurrency, in short slices by turns, so that what else the machine does hits both.
+    """The arms at rising concurrency, in short slices by turns, so that what else the machine does hits all.
+
+    What routing adds is judged by the median, over the rounds of slices, of the difference of two p50s within a
+    round. A difference of p50s over the whole run would mix a machine that drifts (clock, neighbours, garbage of the
+    proxy's) into it: the more, the longer the run. Within a round of about a second the arms meet the same machine,
+    and a round that something hit moves a median by one place, a mean by all of it. The order of the arms rotates,
+    so that being first or last is nobody's alone. The quartiles are shown with it: how far rounds disagree.
 
     Args:
         seconds: of the whole run, an unmeasured slice of each arm and level included.
         per_second: as in :func:`drive`.
+        beside: a third arm, in the same rounds.
     """
     found = []
-    pairs = max(1, int(seconds / len(levels) / slice_seconds / 2))
-    length = seconds / len(levels) / (2 * pairs + 1)
+    targets = [plain, routed, *([] if beside is None else [beside])]
+    rounds = max(1, int(seconds / len(levels) / slice_seconds / len(targets)))
+    length = seconds / len(levels) / (len(targets) * (rounds + 0.5))
     for concurrency in levels:
-        for arm in (plain, routed):
+        for arm in targets:
             await drive(arm, concurrency, length / 2, per_second)  # connections, caches
-        level = Level(concurrency, Samples(), Samples(), [])
-        for number in range(pairs):
-            both = [(plain, level.plain), (routed, level.routed)]
-            p50 = {}
-            for arm, into in both if number % 2 == 0 else both[::-1]:
-                samples = await drive(arm, concurrency, length, per_second)
-                into.add(samples)
-                p50[arm is routed] = float(np.median(samples.ms)) if samples.ms else float("nan")
-            level.pairs.append((p50[False], p50[True]))
+        level = Level(concurrency, Samples(), Samples(), beside=None if beside is None else Samples())
+        into = level.samples()
+        for number in range(rounds):
+            order = list(range(len(targets)))
+            order = order[number % len(order) :] + order[: number % len(order)]
+            p50 = [float("nan")] * len(targets)
+            for at in order:
+                samples = await drive(targets[at], concurrency, length, per_second)
+                into[at].add(samples)
+                if samples.ms:
+                    p50[at] = float(np.median(samples.ms))
+            level.pairs.append((p50[0], p50[1]))
+            if beside is not None:
+                level.beside_pairs.append((p50[0], p50[2]))
         found.append(level)
     return found
+
+
+def quartiles(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """Lower quartile, median and upper quartile of what the second of each pair adds to the first.
+
+    A slice in which nothing was answered takes no part. NaN where there is no other.
+    """
+    added = [b - a for a, b in pairs if not np.isnan(b - a)]
+    return [float(value) for value in np.percentile(added, (25, 50, 75))] if added else [float("nan")] * 3
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -272,7 +303,6 @@ def as_json(levels: Sequence[Level]) -> list[dict[str, Any]]:
     rows = []
     for level in levels:
         plain, routed = percentiles(level.plain.ms), percentiles(level.routed.ms)
-        differences = sorted(b - a for a, b in level.pairs)
         rows.append(
             {
                 "concurrency": level.concurrency,
@@ -280,18 +310,20 @@ def as_json(levels: Sequence[Level]) -> list[dict[str, Any]]:
                 "routed_ms": routed,
                 "added_ms": {q: routed[q] - plain[q] for q in plain},
                 "ratio": {q: routed[q] / plain[q] for q in plain},
-                "added_p50_ms_by_slice": [differences[0], float(np.median(differences)), differences[-1]],
-                "requests": [len(level.plain.ms), len(level.routed.ms)],
+                "added_p50_ms_by_slice": quartiles(level.pairs),
+                "rounds": len(level.pairs),
+                "beside_added_p50_ms_by_slice": quartiles(level.beside_pairs) if level.beside else None,
+                "requests": [len(arm.ms) for arm in level.samples()],
                 "per_second": [level.plain.rate, level.routed.rate],
-                "failed": [dict(level.plain.failures), dict(level.routed.failures)],
+                "failed": [dict(arm.failures) for arm in level.samples()],
             }
         )
     return rows
 
 
 def failed(levels: Sequence[Level]) -> int:
-    """Requests that got no good answer, of both arms."""
-    return sum(level.plain.failed + level.routed.failed for level in levels)
+    """Requests that got no good answer, of all arms."""
+    return sum(arm.failed for level in levels for arm in level.samples())
 
 
 def table(levels: Sequence[Level]) -> str:
@@ -309,7 +341,7 @@ def table(levels: Sequence[Level]) -> str:
                 _triple(row["ratio"], ".2f"),
                 f"{middle:+.2f} ({low:+.2f} to {high:+.2f})",
                 " / ".join(f"{rate:.0f}" for rate in row["per_second"]),
-                str(level.plain.failed + level.routed.failed),
+                str(failed([level])),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -338,48 +370,3 @@ def _answer(status: int, body: Mapping[str, Any]) -> bytes:
     data = json.dumps(body).encode()
     head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
-
-
-def _completion(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": f"{name} answers"}
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1_700_000_000,
-        "model": body.get("model"),
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
-    }
-
-
-def _response(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    text = {"type": "output_text", "text": f"{name} answers", "annotations": []}
-    message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
-    return {
-        "id": "resp_1",
-        "object": "response",
-        "created_at": 1_700_000_000,
-        "status": "completed",
-        "model": body.get("model"),
-        "output": [message],
-        "usage": {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
-        "parallel_tool_calls": True,
-        "tool_choice": "auto",
-        "tools": [],
-    }
-
-
-def _events(name: str, body: Mapping[str, Any]) -> Iterator[str]:
-    base = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1_700_000_000,
-        "model": body.get("model"),
-    }
-    for delta, finish in (
-        ({"role": "assistant", "content": name}, None),
-        ({"content": " answers"}, None),
-        ({}, "stop"),
-    ):
-        yield json.dumps({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
-    yield "[DONE]"

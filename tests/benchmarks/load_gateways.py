@@ -35,8 +35,9 @@ def document(found: list[Found], command: str, bundle: str, busy: tuple[float, f
         "# What arllm adds to a gateway under load",
         f"Written by `make load` (`{command}`). p50 / p95 / p99 in milliseconds, as clients saw it. Both arms ran "
         "in short slices by turns, on one machine with the clients and the upstreams, which answer at once: read the "
-        "differences and ratios. Where clients wait for each other, what routing adds counts for all behind it; the "
-        "target for p50 is of one client. *Decisions* are arllm's reasons; `unanswered`: Envoy went on without it.",
+        "differences and ratios. What is judged is the median, over rounds of slices, of the difference of p50s. "
+        "Where clients wait for each other, what routing adds counts for all behind it; the target for p50 is of one "
+        "client. *Decisions* are arllm's reasons; `unanswered`: Envoy went on without it.",
         f"- machine: {machine()}; Python {platform.python_version()}; load average {busy[0]:.1f} before, "
         f"{busy[1]:.1f} after\n- bundle: `{bundle}`\n- {overload_is()}",
     ]

@@ -17,6 +17,11 @@ from load_found import DEADLINE_MS, QUERIES, SLOW_MS, WATCH, Found, Plan
 from arllm.runtime.router import Router
 
 LIMIT_MS = 1.0
+IDLE = """
+from litellm.integrations.custom_logger import CustomLogger
+
+hook = CustomLogger()  # LiteLLM's own class, whose every hook does nothing
+"""
 SLOW = f"time.sleep({SLOW_MS / 1e3})"
 
 
@@ -30,7 +35,7 @@ def proxy(folder: Path, upstream: load.Upstream, names: tuple[str, ...], hook: s
         for name in (*names, "auto")
     ]
     settings = settings_of(models, hook, default_model=names[0], beta=0.1, **routing)
-    return Proxy(folder, settings, {"slow.py": AROUND.replace("BEFORE", SLOW)})
+    return Proxy(folder, settings, {"slow.py": AROUND.replace("BEFORE", SLOW), "idle.py": IDLE})
 
 
 def target(proxy: Proxy) -> load.Target:
@@ -45,7 +50,9 @@ def target(proxy: Proxy) -> load.Target:
 
 
 async def measure(plan: Plan) -> Found:
-    """Both arms at rising concurrency; last, a crowd against a router that can't keep up."""
+    """Both arms at rising concurrency, and beside one client a hook that does nothing; last, a crowd against a router
+    that can't keep up.
+    """
     names = Router.load(plan.bundle).pool.names
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         async with load.Upstream("provider", keep=False) as upstream:
@@ -54,6 +61,7 @@ async def measure(plan: Plan) -> Found:
                 proxy(Path(folder, "plain"), upstream, names, None),
                 proxy(Path(folder, "routed"), upstream, names, HOOK, bundle=plan.bundle),
                 proxy(Path(folder, "slow"), upstream, names, "slow.hook", **crowded),
+                proxy(Path(folder, "idle"), upstream, names, "idle.hook"),
             ]
             for arm in arms:
                 stack.callback(arm.close)
