@@ -33,7 +33,7 @@ def machine() -> str:
 def document(found: list[Found], command: str, bundle: str, busy: tuple[float, float]) -> str:
     parts = [
         "# What arllm adds to a gateway under load",
-        f"Written by `make load` (`{command}`). p50 / p95 / p99 in milliseconds, as clients saw it. Both arms ran "
+        f"Written by `make load` (`{command}`). p50 / p95 / p99 in milliseconds, as clients saw it. The arms ran "
         "in short slices by turns, on one machine with the clients and the upstreams, which answer at once: read the "
         "differences and ratios. What is judged is the median, over rounds of slices, of the difference of p50s. "
         "Where clients wait for each other, what routing adds counts for all behind it; the target for p50 is of one "
