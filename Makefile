@@ -38,7 +38,9 @@ load: $(VENV)/ready
 # make bench ARLLM_BENCH_CLOCK=cpu
 bench: $(VENV)/ready
 	rm -rf $(BENCH)
+	-$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gemma3-270m]"
 	-$(BIN)/python tests/benchmarks/engines.py --out $(BENCH)/engines.json
+	-$(BIN)/python tests/benchmarks/bundles.py --out $(BENCH)/bundles.json
 	-$(BIN)/python tests/benchmarks/published_path.py --out $(BENCH)/published.json
 	-$(BIN)/python tests/benchmarks/peers.py --out $(BENCH)/peers.json
 	$(BIN)/python tests/benchmarks/results.py --folder $(BENCH) --out tests/benchmarks/RESULTS.md

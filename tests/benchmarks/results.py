@@ -14,6 +14,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import of_bundles
+from cells import count as _count
+from cells import ms as _ms
+from cells import table
+from cells import times as _times
 from interleave import times_faster
 from known_peers import ARLLM, PEERS
 from record import read
@@ -22,7 +27,7 @@ from arllm.train.latency.stats import Ratio
 
 Found = Mapping[str, Any]
 
-FILES = ("engines", "published", "peers")
+FILES = ("engines", "bundles", "published", "peers")
 INTEGER_PRODUCTS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger")
 GEMMA = "EmbeddingGemma"
 PYTORCH = "PyTorch fp32"
@@ -47,11 +52,12 @@ milliseconds belong to this machine and this hour, ratios do not.
 
 def render(found: Mapping[str, Found | None]) -> str:
     """The whole file, of the comparisons by the names in ``FILES``."""
-    engines, published, peers = (found.get(name) for name in FILES)
+    engines, bundles, published, peers = (found.get(name) for name in FILES)
     parts = [
         HEAD,
-        _machine([one for one in (engines, published, peers) if one]),
+        _machine([one for one in (engines, bundles, published, peers) if one]),
         _engines(engines) if engines else _missing("Engines", "engines.py"),
+        of_bundles.section(bundles) if bundles else _missing("Whole bundles", "bundles.py"),
         _published(published) if published else _missing("The published path", "published_path.py"),
         _peers(peers) if peers else _missing("Peers", "peers.py"),
         _again(),
@@ -59,26 +65,8 @@ def render(found: Mapping[str, Found | None]) -> str:
     return "\n".join(part.strip() + "\n" for part in parts)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def _missing(title: str, script: str) -> str:
     return f"## {title}\n\nNot measured: `{script}` left no result here."
-
-
-def _ms(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _times(value: float) -> str:
-    return f"{value:,.0f}×" if value >= 100 else f"{value:.1f}×" if value >= 10 else f"{value:.2f}×"
 
 
 def _spread(ratio: Ratio) -> str:

@@ -74,10 +74,10 @@ def export_graphs(encoder: QueryEncoder, folder: Path, note: Callable[[str], Non
 
     A finished folder is used again, while what wrote it is the same: weights are random, but seeded.
     """
-    mark = _mark(encoder.spec)
+    wanted = mark(encoder.spec)
     paths = {f"{kind}-{p}": folder / f"{kind}-{p}" for kind in ("traced", "authored") for p in ("fp32", "int8")}
     finished = folder / "finished"
-    if not finished.is_file() or finished.read_text(encoding="utf-8") != mark:
+    if not finished.is_file() or finished.read_text(encoding="utf-8") != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         for path in paths.values():
             path.mkdir(parents=True)
@@ -87,11 +87,11 @@ def export_graphs(encoder: QueryEncoder, folder: Path, note: Callable[[str], Non
         authored.export_authored(encoder, paths["authored-fp32"])
         calibration = random_ids(encoder.spec.backbone.vocab_size, 64, 24, seed=1)
         authored_int8.export_authored_int8(encoder, paths["authored-int8"], calibration)
-        finished.write_text(mark, encoding="utf-8")
+        finished.write_text(wanted, encoding="utf-8")
     return {name: path / "encoder.onnx" for name, path in paths.items()}
 
 
-def _mark(spec: EncoderSpec) -> str:
+def mark(spec: EncoderSpec | GemmaSpec) -> str:
     """A hash of all that a graph comes from: the encoder's shape, the code of export, the versions."""
     code = [path.read_bytes() for path in sorted(Path(authored.__file__).parent.glob("*.py"))]
     said = json.dumps([spec.to_json(), torch.__version__, onnx.__version__]).encode()
@@ -132,14 +132,14 @@ def shipped_nano() -> Nano:
     return Nano(
         "nano as it ships",
         {f"arllm {variant}": (bundle.path, variant)},
-        _run(0, tokens.max_tokens),
+        untrained_run(0, tokens.max_tokens),
         pool_of(CANDIDATES, bundle.pool),
     )
 
 
 def layered_nano(layers: int, folder: Path, note: Callable[[str], None]) -> Nano:
     """nano with layers (``arllm train --layers``), random weights; bundles of authored and of traced graphs."""
-    run = _run(layers, 512)
+    run = untrained_run(layers, 512)
     paths = export_graphs(run.encoder, folder / "graphs", note)
     bundles = {}
     for name, path in paths.items():
@@ -169,7 +169,7 @@ def _bundle(folder: Path, graph: Path, name: str, run: Run) -> Path:
     return folder
 
 
-def _run(layers: int, max_tokens: int) -> Run:
+def untrained_run(layers: int, max_tokens: int) -> Run:
     """A run of the shape of the bundle that ships, random weights, with ``layers`` layers."""
     bundle = open_bundle("nano")
     manifest = bundle.manifest

@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import pytest
+from cells import table
 from known_peers import ARLLM, PEERS
-from results import render, table
+from results import render
 
 LENGTHS = [16, 64, 256, 512]
 
@@ -45,6 +46,24 @@ def measured() -> dict[str, Any]:
             **common, "rounds": 2, "lengths": LENGTHS, "texts": "texts of a test", "encoders": [encoder],
             "routes": routes, "profiles": {"traced-int8": profile, "authored-int8": profile},
         },
+        "bundles": {
+            **common,
+            "bundles": [
+                {
+                    "title": title, "bytes": 158e6,
+                    "bench": {
+                        "cold": [{"processes": 9, "parts": {"import": 15.0}, "whole_ms": 900.0, "peak_mb": 140.0}],
+                        "candidates": [{"candidates": n, "latency": {"p50": n / 1000}} for n in (1, 16, 1000)],
+                        "tokens": [
+                            {"tokens": 16, "callers": callers, "scaling": {"median": 0.79} if callers > 1 else None,
+                             "latency": {"n": 9, "p50": 1.0, "p95": 1.5, "p99": p99}}
+                            for callers in (1, 2)
+                        ],
+                    },
+                }
+                for title, p99 in (("nano", 2.0), ("EmbeddingGemma's shape, int8", 2.1))
+            ],
+        },
         "published": {
             **common, "rounds": 2, "lengths": LENGTHS, "layers": 24, "threads": 2, "steps": steps,
             "times": dict(zip(steps, arms(a=800.0, b=200.0, c=20.0).values(), strict=True)),
@@ -70,6 +89,17 @@ def test_a_figure_is_judged_by_its_ratio(measured: dict[str, Any]) -> None:
     assert traced[2] == "**below** 1.10× [1.10–1.10] of 1.3×"
     pytorch = row(text, "EmbeddingGemma's shape, authored int8 vs PyTorch fp32")
     assert pytorch[2:] == [f"8.00× [8.00–8.00] of {goal}×" for goal in ("7", "5.5", "4", "4")]
+
+
+def test_what_a_bundle_costs_is_held_to_its_figures(measured: dict[str, Any]) -> None:
+    text = render(measured)
+    nano, gemma = text.split("### EmbeddingGemma's shape, int8\n")[0].split("### nano\n")[1], text.split("int8\n")[-1]
+    assert row(nano, "process start")[1] == "**past** 0.90 s"  # at most 0.5
+    assert row(gemma, "process start")[1] == "0.90 s"  # at most 2
+    assert [row(part, "peak memory")[1] for part in (nano, gemma)] == ["140 MB", "140 MB"]
+    assert row(nano, "16 |") == ["16", "1.00", "1.50", "2.00", "9", "**past** 0.79"]
+    assert row(gemma, "16 |")[3] == "**past** 2.10"
+    assert "16: 0.02, 1,000: 1.00" in nano
 
 
 def test_what_is_below_is_explained_by_the_profile(measured: dict[str, Any]) -> None:
