@@ -73,12 +73,12 @@ def remote(worker: Worker, name: str, queries: Iterable[Any]) -> Arm:
 
 
 def session(path: Path, threads: int, *, profile: str | None = None) -> onnxruntime.InferenceSession:
-    """As the runtime opens a graph; several threads spin, as in its profile `latency`, and as PyTorch's do."""
+    """As the runtime opens a graph for a guest: threads that wait sleep; spinning, they would take others' cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads > 1)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
@@ -195,13 +195,7 @@ def compare_routes(nano: shapes.Nano, lengths: Sequence[int], rounds: int) -> li
     tables = []
     for threads in THREADS:
         routers = {
-            name: Router.load(
-                folder,
-                variant=variant,
-                threads=threads,
-                pool=nano.pool,
-                profile="guest" if threads == 1 else "latency",
-            )
+            name: Router.load(folder, variant=variant, threads=threads, pool=nano.pool)
             for name, (folder, variant) in nano.bundles.items()
         }
         times: dict[str, dict[str, list[float]]] = defaultdict(dict)

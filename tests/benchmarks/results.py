@@ -124,9 +124,8 @@ def _engine_words(found: Found) -> str:
     words = (
         "One query of so many random tokens through the encoder, heads included; random weights, a vocabulary of "
         "32,768 rows where EmbeddingGemma has 262,144 (a query reads only its own). ORT is ONNX Runtime as arllm's "
-        "runtime sets it; two threads spin, as in its profile `latency` and as PyTorch's do. PyTorch is eager, with "
-        "scaled dot product attention. OpenVINO reads the traced fp32 graph; its int8 is NNCF's static quantization "
-        "of activations, which a real "
+        "runtime sets it: no spinning, no memory pattern. PyTorch is eager, with scaled dot product attention. "
+        "OpenVINO reads the traced fp32 graph; its int8 is NNCF's static quantization of activations, which a real "
         f"encoder may not bear as well as scales per row. {_count(found['rounds'], 'round')}. "
         "In brackets: how many times as long as the authored int8 graph."
     )
