@@ -42,6 +42,8 @@ GOALS = (
 )
 GOAL_TOKENS = ("16", "64", "256", "512")
 
+_WHY = "\n\nWhat is below, and what bounds it (what was tried, and comes next: [LEVERS.md](LEVERS.md)):\n\n"
+
 HEAD = """# Who is how much faster, and why
 
 Written by `make bench`; edits are lost. What a number means, and how to take it again, stands in the scripts beside
@@ -191,7 +193,7 @@ def _goals(found: Found) -> str:
                     notes.append(_why(one, found["profiles"], slower, length, ratio.median, goal))
             rows.append([title, str(one["threads"]), *cells])
     text = "## Figures to reach\n\n" + table(["how many times as fast", "threads", *GOAL_TOKENS], rows)
-    return text + ("\n\nWhat is below, and what bounds it:\n\n" + "\n".join(notes) if notes else "")
+    return text + (_WHY + "\n".join(notes) if notes else "")
 
 
 def _why(one: Found, profiles: Found, slower: str, length: str, reached: float, goal: float) -> str:
