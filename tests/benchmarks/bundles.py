@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shapes
 import torch
 from environments import cache_folder
@@ -27,7 +28,7 @@ from arllm.runtime.errors import ArllmError
 from arllm.train.encoder import EncoderSpec, QueryEncoder
 from arllm.train.gemma_gguf import assemble, read_tokenizer
 from arllm.train.nir import build_nir
-from arllm.train.rundir import Run, write_run
+from arllm.train.rundir import HeldOut, Run, write_run
 
 PIECES = 65_536
 MAX_TOKENS = 512
@@ -44,8 +45,8 @@ def whole_gemma() -> Run:
     spec = EncoderSpec(backbone, tokens, spec.domains, spec.embedding_width)
     torch.manual_seed(0)
     nir = build_nir(like.nir.shape, spec.query_width, len(spec.domains)).eval()
-    heldout = replace(like.heldout, queries=tuple(shapes.prompts(200)[0]))
-    heldout = replace(heldout, correct=torch.zeros((200, len(like.pool.candidates))).numpy())
+    texts = shapes.prompts(200)[0]
+    heldout = HeldOut(tuple(texts), np.zeros((len(texts), len(like.pool.candidates)), np.float32))
     return replace(like, encoder=QueryEncoder(spec).eval(), tokenizer=tokenizer, nir=nir, heldout=heldout)
 
 

@@ -9,9 +9,8 @@ from cells import count, ms, table
 
 Found = Mapping[str, Any]
 
-NANO = "nano"
 # What is reached for, of a bundle by the begin of its title: most MB on disk, most seconds of a cold start, most MB.
-LIMITS = {NANO: (None, 0.5, 150.0), "EmbeddingGemma": (250.0, 2.0, 700.0)}
+LIMITS = {"nano": (None, 0.5, 150.0), "EmbeddingGemma": (250.0, 2.0, 700.0)}
 TAIL = 2.0  # p99 over p50, one caller, at most
 ENOUGH = 100  # calls: of fewer, p99 is the maximum
 SCALING = 0.8  # of the cores, with a thread for each caller, at least
