@@ -86,9 +86,9 @@ def measure(router: Router, reference: Reference) -> dict[str, Any]:
         report["familiarity_max_difference"] = _largest(familiarity, reference.familiarity)
         report["query_vector_max_difference"] = _largest(vectors, reference.query_vectors)
         report["pooled_max_difference"] = _largest(pooled, reference.pooled)
-        report["pooled_cosine"] = _cosine(pooled, reference.pooled)
+        report["pooled_cosine"] = cosine(pooled, reference.pooled)
         mean = reference.pooled.mean(axis=0)
-        report["pooled_centred_cosine"] = _cosine(pooled - mean, reference.pooled - mean)
+        report["pooled_centred_cosine"] = cosine(pooled - mean, reference.pooled - mean)
         report["padded_batch_max_difference"] = _padded_difference(session, reference, vectors)
         report["batch_max_difference"] = _batch_difference(session, reference.ids, vectors, familiarity)
     model_vectors, costs = router.pool.vectors(), router.normalized_costs
@@ -261,7 +261,8 @@ def _largest(a: Floats, b: Floats) -> float:
     return float(np.max(np.abs(np.asarray(a, dtype=np.float64) - b)))
 
 
-def _cosine(a: Floats, b: Floats) -> dict[str, float]:
+def cosine(a: Floats, b: Floats) -> dict[str, float]:
+    """Mean and least cosine of the rows of (N, width) and (N, width)."""
     norms = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
     values = (a * b).sum(axis=1) / norms
     return {"mean": float(values.mean()), "min": float(values.min())}

@@ -1,4 +1,7 @@
-"""Tests of gateways/calls.py: time, failure and load."""
+"""Tests of gateways/calls.py: time, failure and load.
+
+A machine of CI's may stand still for a few hundred milliseconds: what must happen *before* some time has that much room.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def test_an_error_is_an_outcome(stub: Any, inline: int, error: type[BaseExceptio
 def test_a_router_that_hangs_holds_nobody_longer_than_the_deadline(stub: Any) -> None:
     async def main() -> None:
         gate = threading.Event()
-        bench = Bench(stub, inline=0, deadline_ms=40, breaker_failures=2, breaker_seconds=3600)
+        bench = Bench(stub, inline=0, deadline_ms=300, breaker_failures=2, breaker_seconds=3600)
         stub.behave = gate.wait
         assert [(await bench.ask()).cause for _ in range(4)] == ["deadline", "deadline", "breaker", "breaker"]
         gate.set()
@@ -87,7 +90,7 @@ def test_a_router_that_hangs_holds_nobody_longer_than_the_deadline(stub: Any) ->
 def test_many_that_wait_for_one_stall_are_one_failure(stub: Any) -> None:
     async def main() -> None:
         gate = threading.Event()
-        bench = Bench(stub, inline=0, deadline_ms=100, breaker_failures=3, breaker_seconds=3600)
+        bench = Bench(stub, inline=0, deadline_ms=400, breaker_failures=3, breaker_seconds=3600)
         stub.behave = gate.wait
         assert [outcome.cause for outcome in await asyncio.gather(*(bench.ask() for _ in range(9)))] == [
             "deadline"
@@ -137,12 +140,14 @@ def test_a_call_that_had_to_wait_is_judged_by_its_own_time(stub: Any) -> None:
     """One thread, two calls, each most of a deadline long: there is too much to do, and the router is fine."""
 
     async def main() -> None:
-        bench = Bench(stub, inline=0, deadline_ms=1000, breaker_failures=1)
-        stub.behave = lambda: time.sleep(0.6)
+        gate = threading.Event()
+        bench = Bench(stub, inline=0, deadline_ms=2000, breaker_failures=1)
+        stub.behave = lambda: time.sleep(1.5) if len(stub.calls) == 1 else gate.wait()
         outcomes = await asyncio.gather(bench.ask(), bench.ask())
         assert [outcome.cause for outcome in outcomes] == ["routed", "overload"]
+        gate.set()
         until(lambda: bench.calls._workers.running == 0)
-        await asyncio.sleep(0.65)  # past the time at which the second would be overdue
+        await asyncio.sleep(1.6)  # past the time at which the second would be overdue
         assert bench.calls.breaker.trusted
         bench.calls.close()
 
@@ -193,8 +198,8 @@ def test_in_a_slow_loop_nobody_is_shed_whom_there_was_time_for(stub: Any, other_
 
 def test_after_a_stall_in_the_loop_the_next_call_is_in_a_thread(stub: Any) -> None:
     async def main() -> None:
-        bench = Bench(stub, deadline_ms=150)
-        stub.behave = lambda: time.sleep(0.4)
+        bench = Bench(stub, deadline_ms=800)
+        stub.behave = lambda: time.sleep(1.8)
         stalled = await bench.ask()
         assert stalled.cause == "routed"  # late, but there
         assert (await bench.ask()).cause == "deadline"
@@ -209,11 +214,11 @@ def test_after_a_stall_in_the_loop_the_next_call_is_in_a_thread(stub: Any) -> No
 
 def test_a_probe_closes_the_breaker(stub: Any) -> None:
     async def main() -> None:
-        bench = Bench(stub, breaker_failures=1, breaker_seconds=0.05)
+        bench = Bench(stub, breaker_failures=1, breaker_seconds=1.0)
         stub.behave = lambda: 1 / 0
         assert [(await bench.ask()).cause for _ in range(2)] == ["error", "breaker"]
         stub.behave = lambda: None
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(1.1)
         assert [(await bench.ask()).cause for _ in range(3)] == ["routed"] * 3
         bench.calls.close()
 
@@ -238,8 +243,8 @@ def test_too_many_at_once_are_shed_at_once(stub: Any, inline: int) -> None:
 @pytest.mark.parametrize("inline", [0, 10_000])
 def test_who_waited_too_long_is_shed_and_the_breaker_stays_closed(stub: Any, inline: int) -> None:
     async def main() -> list[str]:
-        bench = Bench(stub, inline=inline, max_queue=1000, deadline_ms=500, breaker_failures=1)
-        stub.behave = lambda: time.sleep(0.05)
+        bench = Bench(stub, inline=inline, max_queue=1000, deadline_ms=2000, breaker_failures=1)
+        stub.behave = lambda: time.sleep(0.2)
         outcomes = await asyncio.gather(*(bench.ask() for _ in range(60)))
         assert not bench.calls.breaker.open
         bench.calls.close()
@@ -273,13 +278,13 @@ def test_under_overload_those_are_let_in_whom_there_is_time_for(stub: Any) -> No
     """A router that can answer a third of them: without a look ahead, each would wait and nearly all in vain."""
 
     async def main() -> list[Outcome]:
-        bench = Bench(stub, inline=0, deadline_ms=600)
-        stub.behave = lambda: time.sleep(0.2)
+        bench = Bench(stub, inline=0, deadline_ms=1200)
+        stub.behave = lambda: time.sleep(0.4)
         await bench.ask()
         asking = []
         for _ in range(30):
             asking.append(asyncio.create_task(bench.ask()))
-            await asyncio.sleep(0.066)
+            await asyncio.sleep(0.132)
         outcomes = [await task for task in asking]
         assert bench.calls.breaker.trusted
         bench.calls.close()

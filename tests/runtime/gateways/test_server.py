@@ -256,7 +256,7 @@ def test_a_router_that_dies_loses_no_request(
     ask: Any,
     behave: Callable[[], object],
 ) -> None:
-    gateway = make_gateway(inline=0, deadline_ms=50, breaker_failures=3, breaker_seconds=0.1)
+    gateway = make_gateway(inline=0, deadline_ms=50, breaker_failures=3, breaker_seconds=1.0)
     client = http_server(gateway)
     with ThreadPoolExecutor(8) as pool:
         before = list(pool.map(lambda i: client.post("/v1/route", json=ask("large")), range(20)))
