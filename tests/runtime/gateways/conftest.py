@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +75,15 @@ class StubRouter:
             policy=policy or "nir",
             variant=self.variant,
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> Iterator[None]:
+    """A full collection of all that a run of the tests holds stops every thread for a second: past any deadline."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Tests of gateways/calls.py: time, failure and load.
 
-A machine of CI's may stand still for a few hundred milliseconds: what must happen *before* some time has that much room.
+A machine of CI's may stand still for a few hundred milliseconds: what must happen *before* some time has that much
+room.
 """
 
 from __future__ import annotations
