@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arllm.runtime.errors import BundleSchemaError
-from arllm.runtime.quality import ability, sigmoid
+from arllm.runtime.quality import ability
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
@@ -84,25 +84,33 @@ def logit(probability: Floats) -> NDArray[np.float64]:
 class PoolCalibration:
     """A :class:`Calibration` of one pool; both of its sums over domains are one matrix product.
 
-    ``table`` (M, 1 + D) is :meth:`Calibration.table` of the candidates, ``model_vectors`` (M, D).
+    ``table`` (M, 1 + D) is :meth:`Calibration.table` of the candidates, ``model_vectors`` (M, D). It runs for every
+    query, in a gateway whose own work has emptied the caches, where each array operation takes microseconds: so all
+    are in place, and the logit has its sign turned, as the sigmoid needs it.
     """
 
     def __init__(self, calibration: Calibration, table: NDArray[np.float64], model_vectors: Array) -> None:
         self._count, self._domains = model_vectors.shape
-        self._keep, self._scale, self._base = 1.0 - calibration.ability, calibration.scale, table[:, 0].copy()
+        self._keep, self._scale, self._minus_base = 1.0 - calibration.ability, calibration.scale, -table[:, 0]
         shares = calibration.ability * model_vectors.T.astype(np.float64)
-        self._products = np.concatenate([shares, table[:, 1:].T], axis=1)  # (D, 2M)
+        self._products = np.concatenate([shares, -table[:, 1:].T], axis=1)  # (D, 2M)
 
     def __call__(self, prediction: Floats, query_vectors: Array) -> NDArray[np.float64]:
         """Predictions (B, M) of a policy, query vectors (B, Q) → calibrated P(correct), (B, M) float64 in (0, 1)."""
         sums = query_vectors[:, : self._domains].astype(np.float64) @ self._products
-        blend = np.multiply(prediction, self._keep, dtype=np.float64)
-        blend += sums[:, : self._count]
-        score = logit(blend)
+        held = np.multiply(prediction, self._keep, dtype=np.float64)
+        held += sums[:, : self._count]
+        np.maximum(held, EDGE, out=held)
+        np.minimum(held, 1.0 - EDGE, out=held)
+        np.reciprocal(held, out=held)
+        held -= 1.0
+        score: NDArray[np.float64] = np.log(held, out=held)  # minus the logit
         score *= self._scale
-        score += self._base
+        score += self._minus_base
         score += sums[:, self._count :]
-        return sigmoid(score)
+        np.exp(score, out=score)
+        score += 1.0
+        return np.reciprocal(score, out=score)
 
 
 def calibrated(
@@ -124,18 +132,26 @@ def mixed(prediction: Floats, query_vectors: Array, model_vectors: Array, share:
 
 
 def standing(prior: NDArray[np.float64], mean_difficulty: float) -> NDArray[np.float64]:
-    """``logit(prior) - logit(1 - mean difficulty of training)``, (M,): how each candidate stands, once for a pool."""
-    return logit(prior) - logit(np.array([1.0 - mean_difficulty]))
+    """``exp(logit(prior) - logit(1 - mean difficulty of training))``, (M,): how each candidate stands, as odds."""
+    odds: NDArray[np.float64] = np.exp(logit(prior) - logit(np.array([1.0 - mean_difficulty])))
+    return odds
 
 
 def overall(standings: NDArray[np.float64], difficulty: Floats) -> NDArray[np.float64]:
     """What is known of a candidate on a query of which only the difficulty is: (M,), (B,) → (B, M) float64.
 
-    ``sigmoid(standing + logit(1 - difficulty))``: the overall accuracy, moved as far as the query is harder or easier
-    than the mean. On queries that nobody or everybody answers candidates come closer, so that at one beta not all
-    strange queries change sides at once. Source of the form: Rasch 1960.
+    ``sigmoid(log(standing) + logit(ease))``, ease being 1 - difficulty: the overall accuracy, moved as far as the
+    query is harder or easier than the mean. Without logarithms: ``s * ease / (s * ease + 1 - ease)``. On queries that
+    nobody or everybody answers candidates come closer, so that at one beta not all strange queries change sides at
+    once. Source of the form: Rasch 1960.
     """
-    return sigmoid(standings + logit(1.0 - np.asarray(difficulty, dtype=np.float64))[:, None])
+    ease = np.subtract(1.0, difficulty, dtype=np.float64)[:, None]
+    np.maximum(ease, EDGE, out=ease)
+    np.minimum(ease, 1.0 - EDGE, out=ease)
+    odds: NDArray[np.float64] = standings * ease
+    ease -= 1.0
+    odds /= odds - ease
+    return odds
 
 
 def shrunk(quality: Floats, familiarity: Floats, known: NDArray[np.float64]) -> NDArray[np.float64]:

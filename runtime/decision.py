@@ -53,7 +53,8 @@ def normalize_costs(costs: Floats, minimum: float, maximum: float) -> NDArray[np
 
 def utility(quality: Floats, normalized_cost: Floats, beta: float) -> NDArray[np.float64]:
     """``(1 - beta) * quality - beta * normalized_cost``: quality (…, M), normalized_cost (M,) → (…, M) float64."""
-    gain: NDArray[np.float64] = (1.0 - beta) * np.asarray(quality, dtype=np.float64) - beta * normalized_cost
+    gain: NDArray[np.float64] = np.multiply(quality, 1.0 - beta, dtype=np.float64)
+    gain -= beta * normalized_cost
     return gain
 
 
