@@ -54,14 +54,20 @@ def _over_ability(
     formula: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
     centre: Sequence[float] = (),
 ) -> Predict:
-    """A formula of ability less ``sum_d p_d * centre_d``, (B, M), and difficulty (B, 1), over one pool."""
+    """A formula of ability less ``sum_d p_d * centre_d``, (B, M), and difficulty (B, 1), over one pool.
+
+    The centre is taken off the sums, not off the model vectors: so candidates of one ability keep one quality, to the
+    last digit, and the cheaper of them is chosen.
+    """
     domains = model_vectors.shape[1]
     columns = np.ascontiguousarray(model_vectors.T, dtype=np.float64)  # (D, M)
-    if centre:
-        columns = columns - np.array(centre)[:, None]
+    middle = np.array(centre)[:, None] if centre else None  # (D, 1)
 
     def predict(query_vectors: Array) -> NDArray[np.float64]:
-        able: NDArray[np.float64] = query_vectors[:, :domains].astype(np.float64) @ columns
+        shares = query_vectors[:, :domains].astype(np.float64)
+        able: NDArray[np.float64] = shares @ columns
+        if middle is not None:
+            able -= shares @ middle
         return formula(able, query_vectors[:, domains, None].astype(np.float64))
 
     return predict

@@ -156,6 +156,15 @@ def test_the_ranking_of_hdp_at_beta_0_is_that_of_the_abilities(
     assert choice(hdp, question, difficulty, beta=0.0) == choice(HdpPaper(), question, difficulty, beta=0.0)
 
 
+def test_candidates_of_one_ability_are_of_one_quality() -> None:
+    """Found by the property above: with the centre taken off the model vectors, the fifth had another last digit."""
+    models = np.array([[0, 0, 0]] * 2 + [[0, 1 / 32, 0]] * 3, dtype=np.float32)
+    hdp = Hdp(1.0, 0.0, 0.0, (0.0, 0.21283764008612566, 0.9177841030668155))
+    quality = hdp.predict(np.array([[1 / 64, 1 / 64, 31 / 32, 0.0]], dtype=np.float32), models)[0]
+    assert len(set(quality[2:].tolist())) == 1
+    assert quality[0] == quality[1] < quality[2]
+
+
 def random_vectors(router: Router, n: int) -> NDArray[np.float64]:
     """Query vectors as the encoder could give them, (n, Q), difficulty still 0."""
     manifest = router.bundle.manifest
