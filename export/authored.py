@@ -1,47 +1,28 @@
 """Gemma3 encoder → ONNX, written node by node: merged products, fused norms, shared key/value heads without copies.
 
-The backbone, both views of a query and the splice of the heads stand here; the heads themselves are traced, so that
-they may change without this file. Knows nothing about variants, parity or bundles, and of int8 no more than that a
-product may be written otherwise: see :mod:`arllm.export.authored_int8`. The traced export of
-:mod:`arllm.export.graphs` is the independent witness of this graph, and the way for backbones unknown here.
+The backbone and both views of a query stand here; what follows them is :mod:`arllm.export.authored_heads`. Knows
+nothing about variants, parity or bundles, and of int8 no more than that a product may be written otherwise: see
+:mod:`arllm.export.authored_int8`. The traced export of :mod:`arllm.export.graphs` is the independent witness of this
+graph, and the way for backbones unknown here.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, compose, helper, numpy_helper
-from torch import Tensor, nn
+from onnx import TensorProto, helper
 
-from arllm.export import graphs
+from arllm.export import authored_heads, graphs
+from arllm.export.builder import IR_VERSION, MICROSOFT, Builder
 from arllm.export.gemma import Layer, Network, Weights, read_network
 from arllm.train.encoder import QueryEncoder
 
-MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-IR_VERSION = 10  # of opset 20
 LONGEST_SUM = 128
+TINY = 1e-12  # added to a mean square: the square of what QueryEncoder holds a norm above
 MASKED = -1e9  # finite: a row that sees no token must not become NaN, which pooling can't mask
-
-
-class TracedHeads(nn.Module):
-    """(views, ids, mask) → query vector, familiarity: what is traced and spliced into the authored graph."""
-
-    output_names = ("query_vector", "familiarity")
-
-    def __init__(self, encoder: QueryEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, views: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        familiarity = self.encoder.familiarity(input_ids, attention_mask)
-        return self.encoder.heads(views).query_vector, familiarity
 
 
 def export_authored(encoder: QueryEncoder, folder: Path, *, positions: int | None = None) -> Path:
@@ -57,67 +38,6 @@ def export_authored(encoder: QueryEncoder, folder: Path, *, positions: int | Non
     return graphs.write(author(network, encoder), folder / "encoder.onnx")
 
 
-# --- writing the graph --------------------------------------------------------------------------------------
-
-
-class Builder:
-    """A list of nodes and constants: calling it appends a node and returns the name of its output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self._constants: dict[tuple[Any, ...], str] = {}
-        self._values: dict[str, str] = {}
-        self._count = 0
-
-    def __call__(self, op: str, *inputs: str, output: str | None = None, domain: str = "", **attributes: Any) -> str:
-        name = output or self._name(op)
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, domain=domain, **attributes))
-        return name
-
-    def split(self, value: str, *widths: int) -> list[str]:
-        """Parts of the last axis."""
-        names = [self._name("Split") for _ in widths]
-        self.nodes.append(helper.make_node("Split", [value, self.shape(*widths)], names, name=names[0], axis=-1))
-        return names
-
-    def weight(self, name: str, array: NDArray[Any]) -> str:
-        self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
-        return name
-
-    def constant(self, value: Any, dtype: type) -> str:
-        """A small constant, shared by all that ask for the same."""
-        array: NDArray[Any] = np.asarray(value, dtype=dtype)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            self._constants[key] = self.weight(self._name("constant"), array)
-        return self._constants[key]
-
-    def shape(self, *dims: int) -> str:
-        """Dims of a Reshape: 0 keeps one, -1 takes the rest."""
-        return self.constant(dims, np.int64)
-
-    def once(self, key: str, write: Callable[[], str]) -> str:
-        """A value that many places need, written where it is first asked for."""
-        if key not in self._values:
-            self._values[key] = write()
-        return self._values[key]
-
-    def branches(self, condition: str, yes: Callable[[], str], no: Callable[[], str]) -> str:
-        """``If``: each side appends its nodes to a graph of its own and returns the name of its output."""
-        outer, sides = self.nodes, []
-        for side in (yes, no):
-            self.nodes = []
-            value = helper.make_tensor_value_info(side(), TensorProto.FLOAT, None)
-            sides.append(helper.make_graph(self.nodes, self._name("branch"), [], [value]))
-        self.nodes = outer
-        return self("If", condition, then_branch=sides[0], else_branch=sides[1])
-
-    def _name(self, op: str) -> str:
-        self._count += 1
-        return f"{op}_{self._count}"
-
-
 class FloatProducts:
     """How products with weights and the lookup of token rows are written: here in float32.
 
@@ -128,6 +48,14 @@ class FloatProducts:
     def token_rows(self, b: Builder, ids: str, table: Weights) -> str:
         """(B, S) ids → (B, S, width)"""
         return b("Gather", b.weight("token_table", table), ids)
+
+    def token_parts(self, b: Builder, ids: str, table: Weights) -> tuple[str, Weights, Weights, Weights]:
+        """The same short of factors: ``bare[id] * row[id] * column`` is a token's row.
+
+        Returns bare[ids], (B, S, width), then bare (vocabulary, width), row (vocabulary, 1) and column (width,).
+        """
+        ones = np.ones((len(table), 1), np.float32)
+        return self.token_rows(b, ids, table), table, ones, np.ones(table.shape[1], np.float32)
 
     def qkv(self, b: Builder, rows: str, layer: Layer, widths: tuple[int, int, int]) -> list[str]:
         """Queries, keys and values of normed rows, each (B, S, its width)."""
@@ -152,24 +80,21 @@ def author(
     network: Network,
     encoder: QueryEncoder,
     *,
-    heads: nn.Module | None = None,
     products: FloatProducts | None = None,
     layers: type[Layers] | None = None,
+    shift: Weights | None = None,
 ) -> onnx.ModelProto:
-    """The graph of an encoder: ``input_ids``, ``attention_mask`` → what the heads give, then ``pooled``.
+    """The graph of an encoder: ``input_ids``, ``attention_mask`` → ``query_vector``, ``familiarity``, ``pooled``.
 
-    ``heads`` is traced, by default :class:`TracedHeads`: a module of both views side by side, (batch, 2 * width), the
-    ids and the mask that returns the tensors named in its ``output_names``. ``products`` write what has weights, by
-    default in float32; ``layers`` the rest.
+    ``products`` write what has weights, by default in float32; ``layers`` the rest. ``shift``, (width,), is taken off
+    ``pooled``.
     """
-    model = author_views(network, encoder.token_weight.detach().cpu().numpy(), products, layers)
-    traced = _trace_heads(heads or TracedHeads(encoder), network.width).graph
-    pooled = model.graph.output[0]
-    del model.graph.output[:]
-    model.graph.output.extend([*traced.output, pooled])
-    model.graph.node.extend(traced.node)
-    model.graph.initializer.extend(traced.initializer)
-    return model
+    b = Builder()
+    visible = _write_views(b, network, encoder.token_weight.detach().cpu().numpy(), products, layers, shift)
+    authored_heads.write_heads(b, encoder, "views")
+    authored_heads.write_familiarity(b, encoder, visible)
+    width = encoder.spec.query_width
+    return _model(b, {"query_vector": (width,), "familiarity": (), "pooled": (network.width,)})
 
 
 def author_views(
@@ -177,55 +102,93 @@ def author_views(
     token_weight: Weights,
     products: FloatProducts | None = None,
     layers: type[Layers] | None = None,
+    shift: Weights | None = None,
 ) -> onnx.ModelProto:
     """The graph without heads: ids and mask → ``pooled``, (batch, width), and ``views``, (batch, 2 * width)."""
-    products = products or FloatProducts()
     b = Builder()
-    rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
-    visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
-    hidden = (layers or Layers)(b, network, visible, products).write(rows)
-    _views(b, rows, hidden, visible, token_weight)
+    _write_views(b, network, token_weight, products, layers, shift)
+    return _model(b, {"pooled": (network.width,), "views": (2 * network.width,)})
+
+
+def _model(b: Builder, outputs: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Ids and mask → the outputs, each (batch, …) float32."""
+    info = helper.make_tensor_value_info
     graph = helper.make_graph(
         b.nodes,
         "encoder",
-        [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
-            for name in ("input_ids", "attention_mask")
-        ],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
-            for name, width in (("pooled", network.width), ("views", 2 * network.width))
-        ],
+        [info(name, TensorProto.INT64, ["batch", "tokens"]) for name in ("input_ids", "attention_mask")],
+        [info(name, TensorProto.FLOAT, ["batch", *dims]) for name, dims in outputs.items()],
         b.initializers,
     )
     opsets = [helper.make_opsetid("", graphs.OPSET), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="arllm")
 
 
-def _trace_heads(heads: nn.Module, width: int) -> onnx.ModelProto:
-    """The heads' graph, reading ``views``, every name in it prefixed but those of its inputs and outputs."""
-    names: Any = heads.output_names
-    ids, mask = (torch.ones((2, 11), dtype=torch.int64) for _ in range(2))  # one tensor would be traced as one input
-    tokens = {0: "batch", 1: "tokens"}
-    dims = {"views": {0: "batch"}, "input_ids": tokens, "attention_mask": tokens}
-    model = graphs.trace(heads.eval(), (torch.zeros(2, 2 * width), ids, mask), dims, list(names))
-    if model.functions or any(opset.version != graphs.OPSET for opset in model.opset_import if not opset.domain):
-        raise ValueError("the traced heads can't be spliced in: they bring functions or another opset")
-    return compose.add_prefix(model, "heads/", rename_inputs=False, rename_outputs=False)
-
-
-def _views(b: Builder, rows: str, hidden: str, visible: str, token_weight: Weights) -> None:
-    """``pooled``, (B, width), and ``views``, (B, 2 * width), as :meth:`QueryEncoder.views` defines them."""
+def _write_views(
+    b: Builder,
+    network: Network,
+    token_weight: Weights,
+    products: FloatProducts | None,
+    layers: type[Layers] | None,
+    shift: Weights | None,
+) -> str:
+    """``pooled`` and ``views``, as :meth:`QueryEncoder.views` defines them; returns the mask in float32, (B, S)."""
+    products = products or FloatProducts()
+    visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
+    write = _sums if network.layers else _sums_without_layers
+    mean, weighted = write(b, network, visible, token_weight, products, layers or Layers)
     count = b("ReduceSum", visible, b.shape(-1), keepdims=1)  # (B, 1)
-    share = b("Div", visible, b("Max", count, b.constant(1.0, np.float32)))
+    divisor = b("Max", count, b.constant(1.0, np.float32))
+    if shift is None:
+        pooled = b("Div", mean, divisor, output="pooled")
+    else:
+        pooled = b("Sub", b("Div", mean, divisor), b.weight("shift", shift), output="pooled")
+    flat = b.weight("flat_norm", np.ones(network.width, np.float32))
+    lexical = b("SimplifiedLayerNormalization", weighted, flat, axis=-1, epsilon=TINY)
+    b("Concat", pooled, lexical, axis=-1, output="views")
+    return visible
+
+
+def _sums(
+    b: Builder,
+    network: Network,
+    visible: str,
+    token_weight: Weights,
+    products: FloatProducts,
+    layers: type[Layers],
+) -> tuple[str, str]:
+    """The tokens' last hidden states, summed, and the weighted sum of their rows, (B, width) each."""
+    rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
+    hidden = layers(b, network, visible, products).write(rows)
     weight = b("Mul", b("Gather", b.weight("token_weight", token_weight), "input_ids"), visible)
     # Both rows for either product: a single one takes another kernel, whose sums depend on the padding.
-    both = b("Concat", b("Unsqueeze", share, b.shape(1)), b("Unsqueeze", weight, b.shape(1)), axis=1)  # (B, 2, S)
-    pooled = b("Gather", b("MatMul", both, hidden), b.constant(0, np.int64), axis=1, output="pooled")  # (B, width)
-    summed = b("Gather", b("MatMul", both, rows), b.constant(1, np.int64), axis=1)
-    square = b("ReduceMean", b("Mul", summed, summed), b.shape(-1), keepdims=1)
-    norm = b("Max", b("Sqrt", square), b.constant(1e-6, np.float32))
-    b("Concat", pooled, b("Div", summed, norm), axis=-1, output="views")
+    both = b("Concat", b("Unsqueeze", visible, b.shape(1)), b("Unsqueeze", weight, b.shape(1)), axis=1)  # (B, 2, S)
+    first, second = b.constant(0, np.int64), b.constant(1, np.int64)
+    return b("Gather", b("MatMul", both, hidden), first, axis=1), b("Gather", b("MatMul", both, rows), second, axis=1)
+
+
+def _sums_without_layers(
+    b: Builder,
+    network: Network,
+    visible: str,
+    token_weight: Weights,
+    products: FloatProducts,
+    layers: type[Layers],
+) -> tuple[str, str]:
+    """:func:`_sums` of a network without layers.
+
+    There a token's hidden state is its own row, normed: both sums are of the same rows, each with a weight per token
+    and a factor per column, and nothing is done row by row.
+    """
+    bare, values, row, column = products.token_parts(b, "input_ids", network.table)
+    square = np.square(values * column, dtype=np.float32).mean(axis=1, keepdims=True) * np.square(row)
+    weights = np.concatenate([row / np.sqrt(square + np.float32(network.eps)), row * token_weight[:, None]], axis=1)
+    each = b("Gather", b.weight("token_weights", weights), "input_ids")  # (B, S, 2)
+    shown = b("Mul", each, b("Unsqueeze", visible, b.shape(2)))
+    sums = b("FusedMatMul", shown, bare, domain=MICROSOFT, transA=1)  # (B, 2, width)
+    sums = b("Mul", sums, b.weight("columns", np.stack([network.final_norm * column, column])))
+    first, second = b.constant(0, np.int64), b.constant(1, np.int64)
+    return b("Gather", sums, first, axis=1), b("Gather", sums, second, axis=1)
 
 
 class Layers:

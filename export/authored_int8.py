@@ -1,20 +1,22 @@
 """The authored graph in int8: one activation scale per row, smoothed products, weights rounded against real rows.
 
 Knows nothing about variants or bundles. A row's scale is its own largest magnitude, so that a token's result depends
-on no neighbour in the batch and on no padding. Three measures keep what tells queries apart, none at a cost when the
-graph runs:
+on no neighbour in the batch and on no padding. Four measures keep what tells queries apart, at no cost when the graph
+runs but a subtraction:
 
 - smoothing (SmoothQuant, arXiv:2211.10438): channels that dwarf the others are divided by a factor that the weights
   take over. The factors fold into what stands before the product: a norm, the value columns, the up columns;
 - weights are rounded one row after the other, each error made up for by the rows still to come (GPTQ,
   arXiv:2210.17323), on rows of real queries;
-- the token table has a scale per row and one per column.
+- the token table has a scale per row and one per column;
+- most of what is left is the same for all queries (at 18 layers of Gemma-3-270M 88% of the error's power): its
+  mean over real queries is taken off (bias correction, arXiv:1906.04721).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +25,10 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from arllm.export import graphs
-from arllm.export.authored import MICROSOFT, Builder, FloatProducts, author, author_views
+from arllm.export.authored import FloatProducts, author, author_views
+from arllm.export.builder import MICROSOFT, Builder
 from arllm.export.gemma import Layer, Network, Weights, read_network
 from arllm.export.targets import MAX_WEIGHT
 from arllm.train.encoder import QueryEncoder
@@ -59,7 +61,6 @@ def export_authored_int8(
     *,
     max_weight: int = MAX_WEIGHT,
     positions: int | None = None,
-    heads: nn.Module | None = None,
 ) -> Path:
     """Write the int8 counterpart of :func:`arllm.export.authored.export_authored` into ``folder``.
 
@@ -72,12 +73,14 @@ def export_authored_int8(
     network = read_network(encoder.backbone, positions or encoder.spec.tokens.max_tokens)
     if network.layers and not len(queries):
         raise ValueError("the int8 encoder is calibrated on queries; none were given")
-    rows = sample_rows(network, queries) if network.layers else {}
+    if not network.layers:
+        return graphs.write(author(network, encoder, products=Int8Products({})), folder / "encoder.onnx")
+    rows, exact = sample_rows(network, queries)
     network = smooth(network, rows, max_weight)
     weights = {key: round_weight(_weight(network, key), sample, max_weight) for key, sample in rows.items()}
-    return graphs.write(
-        author(network, encoder, heads=heads, products=Int8Products(weights)), folder / "encoder.onnx"
-    )
+    products = Int8Products(weights)
+    shift = _pooled(network, queries, products).mean(axis=0) - exact.mean(axis=0)
+    return graphs.write(author(network, encoder, products=products, shift=shift), folder / "encoder.onnx")
 
 
 class Int8Products(FloatProducts):
@@ -87,12 +90,16 @@ class Int8Products(FloatProducts):
         self.weights = weights
 
     def token_rows(self, b: Builder, ids: str, table: Weights) -> str:
+        bare, _, row, column = self.token_parts(b, ids, table)
+        rows = b("Mul", bare, b("Gather", b.weight("token_table.scale", row), ids))
+        return b("Mul", rows, b.weight("token_table.column", column))
+
+    def token_parts(self, b: Builder, ids: str, table: Weights) -> tuple[str, Weights, Weights, Weights]:
         column = np.maximum(np.abs(table).max(axis=0), SMALLEST).astype(np.float32)
         row = np.maximum(np.abs(table / column).max(axis=1, keepdims=True), SMALLEST).astype(np.float32) / TOP
         values = np.clip(np.rint(table / column / row), -TOP, TOP).astype(np.int8)
-        rows = b("Cast", b("Gather", b.weight("token_table.int8", values), ids), to=TensorProto.FLOAT)
-        rows = b("Mul", rows, b("Gather", b.weight("token_table.scale", row), ids))
-        return b("Mul", rows, b.weight("token_table.column", column))
+        bare = b("Cast", b("Gather", b.weight("token_table.int8", values), ids), to=TensorProto.FLOAT)
+        return bare, values.astype(np.float32), row, column
 
     def qkv(self, b: Builder, rows: str, layer: Layer, widths: tuple[int, int, int]) -> list[str]:
         integers, step = _quantized(b, rows, len(layer.qkv))
@@ -162,27 +169,49 @@ class _Recording(FloatProducts):
         return super()._product(b, rows, layer, name)
 
 
-def sample_rows(network: Network, queries: Sequence[NDArray[np.int64]]) -> Rows:
-    """Inputs of every product on real queries, in float32; the first and last token of each query are among them."""
-    used, flat = np.unique(np.concatenate(queries), return_inverse=True)
-    remapped = np.split(flat, np.cumsum([len(query) for query in queries])[:-1])
+def sample_rows(network: Network, queries: Sequence[NDArray[np.int64]]) -> tuple[Rows, Weights]:
+    """What queries give in float32: inputs of every product, and ``pooled``, (N, width).
+
+    Of the inputs a sample, the first and last token of each query among them.
+    """
     recording = _Recording()
-    model = author_views(replace(network, table=network.table[used]), np.ones(len(used), np.float32), recording)
-    names = list(recording.inputs.values())
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     per_query = max(2, SAMPLED_ROWS // len(queries))
     rng = np.random.default_rng(0)
     found: list[list[Weights]] = []
+    pooled = []
+    for values in _each(network, queries, recording, lambda: [*recording.inputs.values(), "pooled"]):
+        count = values[0].shape[1]
+        inside = rng.permutation(np.arange(1, max(1, count - 1)))[: per_query - 2]
+        kept = np.unique([0, *inside, count - 1])
+        found.append([value[0][kept] for value in values[:-1]])
+        pooled.append(values[-1][0])
+    joined = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return dict(zip(recording.inputs, joined, strict=True)), np.stack(pooled)
+
+
+def _pooled(network: Network, queries: Sequence[NDArray[np.int64]], products: FloatProducts) -> Weights:
+    """``pooled`` of queries, (N, width)."""
+    return np.concatenate([values[0] for values in _each(network, queries, products, lambda: ["pooled"])])
+
+
+def _each(
+    network: Network,
+    queries: Sequence[NDArray[np.int64]],
+    products: FloatProducts,
+    names: Callable[[], list[str]],
+) -> Iterator[list[Weights]]:
+    """The named values of every query, asked alone; ``names`` is called when the graph is written."""
+    used, flat = np.unique(np.concatenate(queries), return_inverse=True)
+    remapped = np.split(flat, np.cumsum([len(query) for query in queries])[:-1])
+    model = author_views(replace(network, table=network.table[used]), np.ones(len(used), np.float32), products)
+    wanted = names()
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
     with tempfile.TemporaryDirectory() as scratch:
         session = _session(model, Path(scratch))
         for ids in remapped:
-            inside = rng.permutation(np.arange(1, max(1, len(ids) - 1)))[: per_query - 2]
-            kept = np.unique([0, *inside, len(ids) - 1])
-            inputs = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
-            found.append([values[0][kept] for values in session.run(names, inputs)])
+            yield session.run(wanted, {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]})
         del session
-    return {key: np.concatenate(parts) for key, parts in zip(recording.inputs, zip(*found, strict=True), strict=True)}
 
 
 def _session(model: onnx.ModelProto, folder: Path) -> onnxruntime.InferenceSession:

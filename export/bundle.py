@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arllm.export import conformance, cuda, graphs, latency, parity, routing, trimming
+from arllm.export import authored_nir, conformance, cuda, latency, parity, routing, trimming
 from arllm.export.card import model_card
 from arllm.export.targets import target_of
 from arllm.export.variants import DEFAULT, VARIANTS, Material, Written
@@ -116,8 +116,8 @@ def export_run(
     with folder as staging:
         reference = _reference(run, verification, progress)
         run.tokenizer.save(str(staging / "tokenizer.json"))
-        progress("tracing NIR")
-        nir = graphs.export_nir(run.nir, staging)
+        progress("writing NIR")
+        nir = authored_nir.export_nir(run.nir, staging)
         written = {}
         for variant in (v for v in VARIANTS if v in variants):
             progress(f"writing the encoder of {variant}")

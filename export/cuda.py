@@ -1,9 +1,9 @@
 """The encoder's graph for ONNX Runtime's CUDA provider: every node in a type that it runs, in float32 or bfloat16.
 
-Three things differ from :mod:`arllm.export.authored`, whose layers stand here unchanged. Masks are made from tensors
+Two things differ from :mod:`arllm.export.authored`, whose layers stand here unchanged. Masks are made from tensors
 on the device: arithmetic on shapes and an ``If`` would bring the host between two kernels, and a strict session
-refuses them. A lookup that the provider has no kernel for becomes one that it has. And :func:`lower` puts what lies
-between two norms into 16 bits. Knows nothing about providers' options, parity or bundles.
+refuses them. And :func:`lower` puts what lies between two norms into 16 bits. Knows nothing about providers' options,
+parity or bundles.
 
 There is no float16: its largest number is 65,504, Gemma's residual stream is known to pass it, and that no product or
 gate of all 18 layers does, the residual being float32, has not been shown on real queries.
@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from arllm.export import authored, gemma, graphs
+from arllm.export.builder import MICROSOFT
 from arllm.export.cuda_kernels import tensor_types, unsupported
 from arllm.runtime.bundle import Bundle, Variant
 from arllm.runtime.devices import cuda_devices
@@ -36,7 +37,7 @@ class DeviceLayers(authored.Layers):
 
     def _weights(self, layer: gemma.Layer, q: str, k: str) -> str:
         b, net = self.b, self.network
-        scores = b("FusedMatMul", q, k, domain=authored.MICROSOFT, transB=1, alpha=net.score_scale)
+        scores = b("FusedMatMul", q, k, domain=MICROSOFT, transB=1, alpha=net.score_scale)
         # Not an added bias: ONNX Runtime would fuse it into BiasSoftmax, which CUDA lacks in bfloat16.
         hidden = b.constant(authored.MASKED, np.float32)
         return b("Softmax", b("Where", self.bias[layer.sliding], scores, hidden), axis=-1)
@@ -94,30 +95,9 @@ def author_cuda(encoder: QueryEncoder, precision: str) -> onnx.ModelProto:
         raise ValueError(f"precision must be fp32 or bf16, not {precision!r}")
     network = gemma.read_network(encoder.backbone, encoder.spec.tokens.max_tokens)
     model = authored.author(network, encoder, layers=DeviceLayers)
-    gather_on_device(model)
     if precision == "bf16":
         lower(model)
     return model
-
-
-def gather_on_device(model: onnx.ModelProto) -> None:
-    """``GatherND`` of single rows → ``Gather``: of the first, CUDA has no kernel for the uint8 of pair densities."""
-    graph = model.graph
-    made = {name: node for node in graph.node for name in node.output}
-    tables = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type != "GatherND" or node.input[0] not in tables or len(tables[node.input[0]].dims) != 1:
-            continue
-        index = made.get(node.input[1])
-        if index is None or index.op_type != "Unsqueeze":
-            continue
-        axes = numpy_helper.to_array(tables[index.input[1]])
-        if axes.tolist() == [-1]:
-            row = helper.make_node(
-                "Gather", [node.input[0], index.input[0]], list(node.output), name=node.name, axis=0
-            )
-            node.CopyFrom(row)
-    _drop_unused(graph)
 
 
 def verified_on(variant: Variant) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""PyTorch → ONNX by tracing: the encoder with pooling and heads inside, and NIR over all pairs.
+"""PyTorch → ONNX by tracing: the encoder with pooling and heads inside; and how any graph is written to files.
 
 Knows nothing about variants, parity or bundles. Batch and length are dynamic, outputs are named.
 """
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from arllm.train.encoder import QueryEncoder
-from arllm.train.nir import Nir
 
 OPSET = 20
 INLINE = 1024  # bytes; a smaller tensor stays in its graph
@@ -37,17 +36,6 @@ class _EncoderGraph(nn.Module):
         return query_vector, self.encoder.familiarity(input_ids, attention_mask), views[0]
 
 
-class _NirGraph(nn.Module):
-    """(query vectors, model vectors) → P(correct) of every pair."""
-
-    def __init__(self, nir: Nir) -> None:
-        super().__init__()
-        self.nir = nir
-
-    def forward(self, query_vectors: Tensor, model_vectors: Tensor) -> Tensor:
-        return self.nir.all_pairs(query_vectors, model_vectors).sigmoid()
-
-
 def export_encoder(encoder: QueryEncoder, folder: Path) -> Path:
     """Write ``encoder.onnx`` and its weights into ``folder``.
 
@@ -65,24 +53,6 @@ def export_encoder(encoder: QueryEncoder, folder: Path) -> Path:
         ["query_vector", "familiarity", "pooled"],
     )
     return save(model, folder / "encoder.onnx")
-
-
-def export_nir(nir: Nir, folder: Path) -> Path:
-    """Write ``nir.onnx`` into ``folder``, weights inside.
-
-    Inputs ``query_vectors`` (batch, Q) and ``model_vectors`` (candidates, D) float32; output ``quality``,
-    (batch, candidates) float32 in [0, 1].
-    """
-    vectors = (torch.full((3, nir.query_width), 0.5), torch.full((5, nir.model_width), 0.5))
-    model = trace(
-        _NirGraph(nir).eval(),
-        vectors,
-        {"query_vectors": {0: "batch"}, "model_vectors": {0: "candidates"}},
-        ["quality"],
-    )
-    path = folder / "nir.onnx"
-    onnx.save_model(model, str(path))
-    return path
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from arllm.export import graphs, parity
+from arllm.export import authored_nir, parity
 from arllm.export.bundle import Content, bundle_folder, finish
 from arllm.export.variants import Written
 from arllm.runtime.bundle import sha256_of
@@ -94,6 +94,6 @@ def export_checkpoint(
     with bundle_folder(out) as staging:
         folder = staging / "cpu-fp32"
         folder.mkdir()
-        graphs.export_nir(net, folder)
-        written = {"cpu-fp32": Written("traced", "NIR alone, without an encoder")}
+        authored_nir.export_nir(net, folder)
+        written = {"cpu-fp32": Written("authored", "NIR alone, without an encoder")}
         return finish(content, staging, written, reference, query_vectors[::40].tolist(), progress)

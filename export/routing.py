@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, external_data_helper, helper, numpy_helper
 
-from arllm.export.authored import Builder
+from arllm.export.builder import Builder
 from arllm.export.graphs import INLINE, WEIGHTS
 from arllm.runtime.calibration import EDGE, Calibration, logit
 from arllm.runtime.conformance import BETAS

@@ -19,6 +19,7 @@ from arllm.runtime.tokens import TokenSpec
 from arllm.train.backbones import GemmaSpec, build_model
 
 PAIRS = 1 << 19  # slots for pairs of neighbouring tokens; two pairs that share one pass for each other
+PAIR_FACTOR = 40_503  # of a pair's first token: spreads pairs over the slots
 SAY_EVERY = 10.0  # seconds between two words on how far encoding is
 
 
@@ -149,7 +150,7 @@ class QueryEncoder(nn.Module):
 
 def pair_slots(first: Any, second: Any) -> Any:
     """The slots of pairs of token ids in ``pair_density``: int64 tensors or arrays of one shape."""
-    return (first * 40_503 + second) % PAIRS
+    return (first * PAIR_FACTOR + second) % PAIRS
 
 
 def pad_batch(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from interleave import interleaved
 from record import arguments, note, record
 from torch import Tensor, nn
 
-from arllm.export import graphs
+from arllm.export import authored_nir
 from arllm.train.backbones import GemmaSpec, build_model
 from arllm.train.nir import InteractionNir
 
@@ -81,7 +81,7 @@ def arms_of(spec: GemmaSpec, cache: Path, threads: int) -> dict[str, Callable[[A
     small = shapes.export_graphs(both, cache / f"gemma-{spec.num_layers}", note)  # those of engines.py
     graph = cache / "published-nir"
     graph.mkdir(exist_ok=True)
-    scorer = engines.session(graphs.export_nir(nir, graph), threads)
+    scorer = engines.session(authored_nir.export_nir(nir, graph), threads)
     vectors = models.numpy()
 
     def two(inputs: Callable[[Any], tuple[Tensor, Tensor]]) -> Callable[[Any], Tensor]:

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from arllm.export import graphs
 from arllm.train.encoder import PAIRS, QueryEncoder, pad_batch
-from arllm.train.nir import Nir, build_nir
 
 OUTPUTS = ("query_vector", "familiarity", "pooled")
 LENGTHS = (1, 8, 33, 154, 256, 258, 512, 700)  # around the window of 257 and far past it
-NIR_WIDTHS = {"interaction": (4, 3), "ncf": (5, 4), "interaction with an embedding": (12, 3)}
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -134,63 +132,3 @@ def test_writing_again_replaces_the_weights(traced: Callable[[str], Any], tmp_pa
         graphs.save(onnx.ModelProto.FromString(model.SerializeToString()), tmp_path / "encoder.onnx")
         sizes.append((tmp_path / "weights.bin").stat().st_size)
     assert sizes[0] == sizes[1]
-
-
-# --- NIR ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=list(NIR_WIDTHS))
-def nir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Nir, Path]:
-    """A NIR and its graph, exported while in training mode: exporting turns dropout off."""
-    net = nir_of(request.param).train()
-    return net, graphs.export_nir(net, tmp_path_factory.mktemp("nir"))
-
-
-def nir_of(name: str) -> Nir:
-    torch.manual_seed(4)
-    net = build_nir(name.split()[0], *NIR_WIDTHS[name])
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.mul_(2.0)  # logits of trained size
-    return net
-
-
-def test_nir_over_queries_and_candidates(nir: tuple[Nir, Path]) -> None:
-    net, live = nir[0].eval(), session(nir[1])
-    rng = np.random.default_rng(0)
-    for queries in (1, 3, 16):
-        for candidates in (1, 3, 16):
-            q = rng.random((queries, net.query_width), dtype=np.float32)
-            m = rng.random((candidates, net.model_width), dtype=np.float32)
-            (quality,) = live.run(["quality"], {"query_vectors": q, "model_vectors": m})
-            with torch.no_grad():
-                want = net.all_pairs(torch.from_numpy(q), torch.from_numpy(m)).sigmoid().numpy()
-            assert quality.shape == (queries, candidates)
-            np.testing.assert_allclose(quality, want, rtol=0, atol=1e-5)
-    assert want.std(axis=0).min() > 1e-4
-    assert want.std(axis=1).min() > 1e-4
-
-
-def test_a_projection_of_zeros_has_no_nan_cosine(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    net = nir_of("interaction")
-    state = net.state_dict()
-    state["q_proj.0.bias"].fill_(-9.0)  # ReLU leaves nothing
-    net.load_state_dict(state)
-    live = session(graphs.export_nir(net.eval(), tmp_path))
-    assert capfd.readouterr().out == ""  # stdout belongs to results
-    q, m = np.ones((2, 4), np.float32), np.eye(3, dtype=np.float32)
-    (quality,) = live.run(["quality"], {"query_vectors": q, "model_vectors": m})
-    with torch.no_grad():
-        want = net.all_pairs(torch.from_numpy(q), torch.from_numpy(m)).sigmoid().numpy()
-    np.testing.assert_allclose(quality, want, rtol=0, atol=1e-5)
-
-
-def test_names_and_dims_of_nir(nir: tuple[Nir, Path]) -> None:
-    net, path = nir
-    graph, real = onnx.load(str(path)).graph, onnx.TensorProto.FLOAT
-    assert dims(graph.input) == {
-        "query_vectors": (real, ["batch", net.query_width]),
-        "model_vectors": (real, ["candidates", net.model_width]),
-    }
-    assert dims(graph.output) == {"quality": (real, ["batch", "candidates"])}
-    assert [file.name for file in path.parent.iterdir()] == ["nir.onnx"]

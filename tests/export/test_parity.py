@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from arllm.export import authored, authored_int8, graphs, parity
+from arllm.export import authored, authored_int8, authored_nir, parity
 from arllm.export import bundle as exporting
 from arllm.export.bundle import export_run
 from arllm.runtime.bundle import open_bundle
@@ -286,14 +286,14 @@ def another_nir(nir: Any, folder: Path) -> Path:
     return REAL_NIR(build_nir(nir.shape, nir.query_width, nir.model_width).eval(), folder)
 
 
-REAL_ENCODER, REAL_NIR = authored.export_authored, graphs.export_nir
+REAL_ENCODER, REAL_NIR = authored.export_authored, authored_nir.export_nir
 
 
 @pytest.mark.parametrize(
     ("variant", "module", "name", "broken"),
     [
         ("cpu-fp32", authored, "export_authored", another_encoder),
-        ("cpu-int8", graphs, "export_nir", another_nir),
+        ("cpu-int8", authored_nir, "export_nir", another_nir),
     ],
 )
 def test_a_broken_graph_is_refused_and_leaves_nothing(

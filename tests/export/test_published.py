@@ -230,7 +230,7 @@ def test_a_name_and_a_note_are_kept(tmp_path: Path) -> None:
     assert (manifest["name"], manifest["source"]["note"]) == ("theirs", "published weights")
     assert "- published weights" in (tmp_path / "out" / "README.md").read_text()
     (variant,) = manifest["variants"]
-    assert (variant["graph"], variant["graph_reason"]) == ("traced", "NIR alone, without an encoder")
+    assert (variant["graph"], variant["graph_reason"]) == ("authored", "NIR alone, without an encoder")
 
 
 def test_a_width_mismatch_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

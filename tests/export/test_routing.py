@@ -21,7 +21,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from arllm.export import authored, graphs, routing
+from arllm.export import authored, authored_nir, routing
 from arllm.runtime.bundle import Bundle, list_files, open_bundle
 from arllm.runtime.conformance import rerun
 from arllm.runtime.doctor import examine
@@ -194,7 +194,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """Count of layers → a folder with the authored graph of such an encoder, grouped heads and all, and NIR's."""
     torch.manual_seed(1)
     nir = tmp_path_factory.mktemp("nir")
-    graphs.export_nir(build_nir("interaction", 3 + 1 + 8, 3).eval(), nir)
+    authored_nir.export_nir(build_nir("interaction", 3 + 1 + 8, 3).eval(), nir)
 
     @functools.cache
     def write(layers: int) -> Path:
