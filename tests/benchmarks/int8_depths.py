@@ -77,8 +77,8 @@ def judge(layers: int, texts: dict[str, list[str]], max_tokens: int, names: Sequ
             size = path.stat().st_size + (path.parent / graphs.WEIGHTS).stat().st_size
             found = pooled(path, judged)
         plain, centred = parity.cosine(found, expected), parity.cosine(found - mean, expected - mean)
-        cells = (f"{plain['mean']:.4f}", f"**{centred['mean']:.4f}**", f"{centred['min']:.3f}", f"{size / 1e6:.0f} MB")
-        print(f"| {layers} | {title} | {' | '.join(cells)} |", flush=True)
+        figures = f"{plain['mean']:.4f} | **{centred['mean']:.4f}** | {centred['min']:.3f}"
+        print(f"| {layers} | {title} | {figures} | {size / 1e6:.0f} MB |", flush=True)
         note(f"{layers} layers, {title}: {time.monotonic() - started:.0f} s")
 
 
