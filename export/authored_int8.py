@@ -9,8 +9,8 @@ runs but a subtraction:
 - weights are rounded one row after the other, each error made up for by the rows still to come (GPTQ,
   arXiv:2210.17323), on rows of real queries;
 - the token table has a scale per row and one per column;
-- most of what is left is the same for all queries (at 18 layers of Gemma-3-270M 88% of the error's power): its
-  mean over real queries is taken off (bias correction, arXiv:1906.04721).
+- most of what is left is the same for all queries (18 layers of Gemma-3-270M: tests/benchmarks/QUALITY.md): its mean
+  over real queries is taken off (bias correction, arXiv:1906.04721).
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def graphs_of(encoder: QueryEncoder, calibration: Ids, names: Sequence[str]) -> 
     }
 
 
+@torch.inference_mode()
 def judge(layers: int, texts: dict[str, list[str]], max_tokens: int, names: Sequence[str]) -> None:
     backbone = gemma3_270m(layers=layers)
     encoder = untrained(backbone, max_tokens)
@@ -90,7 +91,6 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=400, help="judged (400)")
     parser.add_argument("--max-tokens", type=int, default=256)
     given = parser.parse_args()
-    torch.set_grad_enabled(False)
     rows = assign_splits(read_outcomes(given.outcomes))
     texts = {}
     for split, count in (("train", CALIBRATION), ("val", given.queries)):
