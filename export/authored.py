@@ -136,13 +136,13 @@ def _write_views(
     products = products or FloatProducts()
     visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
     write = _sums if network.layers else _sums_without_layers
-    mean, weighted = write(b, network, visible, token_weight, products, layers or Layers)
+    summed, weighted = write(b, network, visible, token_weight, products, layers or Layers)
     count = b("ReduceSum", visible, b.shape(-1), keepdims=1)  # (B, 1)
     divisor = b("Max", count, b.constant(1.0, np.float32))
     if shift is None:
-        pooled = b("Div", mean, divisor, output="pooled")
+        pooled = b("Div", summed, divisor, output="pooled")
     else:
-        pooled = b("Sub", b("Div", mean, divisor), b.weight("shift", shift), output="pooled")
+        pooled = b("Sub", b("Div", summed, divisor), b.weight("shift", shift), output="pooled")
     flat = b.weight("flat_norm", np.ones(network.width, np.float32))
     lexical = b("SimplifiedLayerNormalization", weighted, flat, axis=-1, epsilon=TINY)
     b("Concat", pooled, lexical, axis=-1, output="views")

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
-from torch import Tensor
 
 from arllm.export.builder import Builder
+from arllm.export.gemma import as_array
 from arllm.train.encoder import PAIR_FACTOR, PAIRS, QueryEncoder
 
 EVER = np.iinfo(np.int64).max  # where a Slice ends that has no end
@@ -29,12 +28,12 @@ def write_heads(b: Builder, encoder: QueryEncoder, views: str) -> None:
     heads: list[Any] = [encoder.domain_head, encoder.difficulty_head]
     if encoder.embedding_head is not None:
         heads.append(encoder.embedding_head)
-    scaled = (_array(body.weight).astype(np.float64) / _array(encoder.scale)).astype(np.float32)
-    weight, bias = b.weight("heads.body", scaled), b.weight("heads.body.bias", _array(body.bias))
-    centered = b("Sub", views, b.weight("heads.center", _array(encoder.center)))
+    scaled = (as_array(body.weight).astype(np.float64) / as_array(encoder.scale)).astype(np.float32)
+    weight, bias = b.weight("heads.body", scaled), b.weight("heads.body.bias", as_array(body.bias))
+    centered = b("Sub", views, b.weight("heads.center", as_array(encoder.center)))
     hidden = b("Relu", b("Gemm", centered, weight, bias, transB=1))
-    merged = b.weight("heads.merged", np.concatenate([_array(head.weight) for head in heads]))
-    bias = b.weight("heads.merged.bias", np.concatenate([_array(head.bias) for head in heads]))
+    merged = b.weight("heads.merged", np.concatenate([as_array(head.weight) for head in heads]))
+    bias = b.weight("heads.merged.bias", np.concatenate([as_array(head.bias) for head in heads]))
     domains, difficulty, *embedding = b.split(
         b("Gemm", hidden, merged, bias, transB=1), *(head.out_features for head in heads)
     )
@@ -66,8 +65,3 @@ def _but_last(b: Builder, value: str) -> str:
 
 def _but_first(b: Builder, value: str) -> str:
     return b("Slice", value, b.shape(1), b.shape(EVER), b.shape(1))
-
-
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().to("cpu").float().numpy()
-    return array

@@ -13,17 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from torch import Tensor, nn
+from torch import nn
 
 from arllm.export import graphs
 from arllm.export.builder import IR_VERSION, Builder
+from arllm.export.gemma import as_array
 from arllm.train.nir import InteractionNir, NcfNir, Nir
 
 SHORTEST = 1e-8  # length of a projection in a cosine, as in torch.nn.functional.cosine_similarity
-
-Weights = NDArray[np.float32]
 
 
 def export_nir(nir: Nir, folder: Path) -> Path:
@@ -78,7 +76,7 @@ def _interaction(b: Builder, nir: InteractionNir) -> str:
     both = b(
         "Concat", b("Mul", each, m), b("Abs", b("Sub", each, m)), b("Unsqueeze", cosine, b.shape(2)), axis=-1
     )  # (B, M, 2 * H + 1)
-    weight = _array(first.weight)
+    weight = as_array(first.weight)
     pairs = b("Reshape", both, b.shape(-1, 2 * width + 1))
     apart = b("Reshape", _apart(b, first, q, m, width), b.shape(-1, first.out_features))
     hidden = b("Relu", b("Gemm", pairs, b.weight("first.both", weight[:, 2 * width :]), apart, transB=1))
@@ -94,7 +92,7 @@ def _ncf(b: Builder, nir: NcfNir) -> str:
     q = b("Relu", _linear(b, "query_vectors", nir.q_proj_mlp, "q_proj_mlp"))
     m = b("Relu", _linear(b, "model_vectors", nir.m_proj_mlp, "m_proj_mlp"))
     hidden = b("Relu", b("Reshape", _apart(b, first, q, m, width), b.shape(-1, first.out_features)))
-    of_product = b.weight("last.product", _array(last.weight)[:, second.out_features :])  # (1, H)
+    of_product = b.weight("last.product", as_array(last.weight)[:, second.out_features :])  # (1, H)
     of_query = b("Mul", _linear(b, "query_vectors", nir.q_proj_mf, "q_proj_mf"), of_product)
     of_model = b("Transpose", _linear(b, "model_vectors", nir.m_proj_mf, "m_proj_mf"), perm=[1, 0])
     return b("Add", _last_layers(b, hidden, second, last), b("MatMul", of_query, of_model))
@@ -102,7 +100,7 @@ def _ncf(b: Builder, nir: NcfNir) -> str:
 
 def _apart(b: Builder, layer: nn.Linear, q: str, m: str, width: int) -> str:
     """What the first layer makes of q (B, H) and of m (M, H) themselves, (B, M, out)."""
-    weight = _array(layer.weight)
+    weight = as_array(layer.weight)
     of_q = b("Gemm", q, b.weight("first.q", weight[:, :width]), transB=1)
     of_m = b("Gemm", m, b.weight("first.m", weight[:, width : 2 * width]), _bias(b, layer, "first"), transB=1)
     return b("Add", b("Unsqueeze", of_q, b.shape(1)), of_m)
@@ -111,7 +109,7 @@ def _apart(b: Builder, layer: nn.Linear, q: str, m: str, width: int) -> str:
 def _last_layers(b: Builder, hidden: str, second: nn.Linear, last: nn.Linear) -> str:
     """Hidden rows of pairs, (B * M, hidden) → (B, M); of the last layer's inputs those that are hidden rows."""
     hidden = b("Relu", _linear(b, hidden, second, "second"))
-    weight = b.weight("last", _array(last.weight)[:, : second.out_features])
+    weight = b.weight("last", as_array(last.weight)[:, : second.out_features])
     pairs = b("Gemm", hidden, weight, _bias(b, last, "last"), transB=1)
     candidates = b("Shape", "model_vectors", start=0, end=1)
     return b("Reshape", pairs, b("Concat", b.shape(-1), candidates, axis=0))
@@ -119,13 +117,8 @@ def _last_layers(b: Builder, hidden: str, second: nn.Linear, last: nn.Linear) ->
 
 def _linear(b: Builder, rows: str, layer: nn.Module, name: str) -> str:
     assert isinstance(layer, nn.Linear)
-    return b("Gemm", rows, b.weight(name, _array(layer.weight)), _bias(b, layer, name), transB=1)
+    return b("Gemm", rows, b.weight(name, as_array(layer.weight)), _bias(b, layer, name), transB=1)
 
 
 def _bias(b: Builder, layer: nn.Linear, name: str) -> str:
-    return b.weight(f"{name}.bias", _array(layer.bias))
-
-
-def _array(tensor: Tensor) -> Weights:
-    array: Weights = tensor.detach().to("cpu").float().numpy()
-    return array
+    return b.weight(f"{name}.bias", as_array(layer.bias))

@@ -96,7 +96,7 @@ def read_network(backbone: nn.Module, positions: int) -> Network:
     embedding = model.embed_tokens
     kinds = config.layer_types[: len(model.layers)]
     return Network(
-        table=_array(embedding.weight) * np.float32(embedding.embed_scale.item()),
+        table=as_array(embedding.weight) * np.float32(embedding.embed_scale.item()),
         layers=tuple(_read_layer(i, layer, kinds[i]) for i, layer in enumerate(model.layers)),
         final_norm=_norm(model.norm),
         heads=config.num_attention_heads,
@@ -136,17 +136,18 @@ def _read_layer(index: int, layer: Any, kind: str) -> Layer:
     )
 
 
-def _array(tensor: Tensor) -> Weights:
+def as_array(tensor: Tensor) -> Weights:
+    """A parameter in float32, on the host."""
     array: Weights = tensor.detach().to("cpu", torch.float32).numpy()
     return array
 
 
 def _norm(norm: Any) -> Weights:
-    return np.float32(1.0) + _array(norm.weight)
+    return np.float32(1.0) + as_array(norm.weight)
 
 
 def _merged(*linears: nn.Linear) -> Weights:
-    return np.ascontiguousarray(np.concatenate([_array(linear.weight) for linear in linears]).T)
+    return np.ascontiguousarray(np.concatenate([as_array(linear.weight) for linear in linears]).T)
 
 
 def _rotary(model: Any, kind: str, positions: int) -> tuple[Weights, Weights]:
@@ -157,5 +158,5 @@ def _rotary(model: Any, kind: str, positions: int) -> tuple[Weights, Weights]:
             tables = (model.rotary_emb_local if kind == SLIDING else model.rotary_emb)(hidden, index)
         else:
             tables = model.rotary_emb(hidden, index, kind)  # transformers 5
-    cos, sin = (np.ascontiguousarray(_array(table[0])[:, : table.shape[-1] // 2]) for table in tables)
+    cos, sin = (np.ascontiguousarray(as_array(table[0])[:, : table.shape[-1] // 2]) for table in tables)
     return cos, sin
