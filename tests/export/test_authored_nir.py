@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from networks import open_graph
+from networks import dims, open_graph
 
 from arllm.export.authored_nir import author_nir, export_nir
 from arllm.runtime.constants import with_constant
@@ -74,16 +73,6 @@ def test_names_and_dims_of_nir(nir: tuple[Nir, Path]) -> None:
     }
     assert dims(graph.output) == {"quality": (real, ["batch", "candidates"])}
     assert [file.name for file in path.parent.iterdir()] == ["nir.onnx"]
-
-
-def dims(values: Any) -> dict[str, tuple[int, list[str | int]]]:
-    return {
-        value.name: (
-            value.type.tensor_type.elem_type,
-            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
-        )
-        for value in values
-    }
 
 
 @pytest.mark.parametrize("shape", [InteractionNir, NcfNir])

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from networks import dims
 from numpy.typing import NDArray
 
 from arllm.export import graphs
@@ -87,16 +88,6 @@ def test_the_window_is_in_the_graph(traced: Callable[[str], Any]) -> None:
         config.sliding_window = window
     np.testing.assert_allclose(after[0], before[0], rtol=0, atol=1e-6)
     assert np.abs(after[1] - before[1]).max() > 1e-3
-
-
-def dims(values: Any) -> dict[str, tuple[int, list[str | int]]]:
-    return {
-        value.name: (
-            value.type.tensor_type.elem_type,
-            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
-        )
-        for value in values
-    }
 
 
 def test_names_and_dims_of_the_encoder(traced: Callable[[str], Any]) -> None:

@@ -75,3 +75,14 @@ def by_pytorch(encoder: QueryEncoder, rows: list[NDArray[np.int64]]) -> NDArray[
         ids = torch.from_numpy(row)[None]
         views.append(torch.cat(encoder.views(ids, torch.ones_like(ids)), dim=-1))
     return torch.cat(views).numpy()
+
+
+def dims(values: Any) -> dict[str, tuple[int, list[str | int]]]:
+    """Name → element type and dims of a graph's inputs or outputs."""
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in values
+    }
