@@ -174,12 +174,15 @@ def sample_rows(network: Network, queries: Sequence[NDArray[np.int64]]) -> tuple
 
     Of the inputs a sample, the first and last token of each query among them.
     """
+    used, flat = np.unique(np.concatenate(queries), return_inverse=True)
+    remapped = np.split(flat, np.cumsum([len(query) for query in queries])[:-1])
+    small = replace(network, table=network.table[used])  # a Gemma's whole table takes a gigabyte to write
     recording = _Recording()
     per_query = max(2, SAMPLED_ROWS // len(queries))
     rng = np.random.default_rng(0)
     found: list[list[Weights]] = []
     pooled = []
-    for values in _each(network, queries, recording, lambda: [*recording.inputs.values(), "pooled"]):
+    for values in _each(small, remapped, recording, lambda: [*recording.inputs.values(), "pooled"]):
         count = values[0].shape[1]
         inside = rng.permutation(np.arange(1, max(1, count - 1)))[: per_query - 2]
         kept = np.unique([0, *inside, count - 1])
@@ -190,7 +193,7 @@ def sample_rows(network: Network, queries: Sequence[NDArray[np.int64]]) -> tuple
 
 
 def _pooled(network: Network, queries: Sequence[NDArray[np.int64]], products: FloatProducts) -> Weights:
-    """``pooled`` of queries, (N, width)."""
+    """``pooled`` of queries, (N, width), from the whole table: the steps of its integers depend on all its rows."""
     return np.concatenate([values[0] for values in _each(network, queries, products, lambda: ["pooled"])])
 
 
@@ -201,15 +204,13 @@ def _each(
     names: Callable[[], list[str]],
 ) -> Iterator[list[Weights]]:
     """The named values of every query, asked alone; ``names`` is called when the graph is written."""
-    used, flat = np.unique(np.concatenate(queries), return_inverse=True)
-    remapped = np.split(flat, np.cumsum([len(query) for query in queries])[:-1])
-    model = author_views(replace(network, table=network.table[used]), np.ones(len(used), np.float32), products)
+    model = author_views(network, np.ones(len(network.table), np.float32), products)
     wanted = names()
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
     with tempfile.TemporaryDirectory() as scratch:
         session = _session(model, Path(scratch))
-        for ids in remapped:
+        for ids in queries:
             yield session.run(wanted, {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]})
         del session
 
