@@ -102,11 +102,10 @@ def author_views(
     token_weight: Weights,
     products: FloatProducts | None = None,
     layers: type[Layers] | None = None,
-    shift: Weights | None = None,
 ) -> onnx.ModelProto:
     """The graph without heads: ids and mask → ``pooled``, (batch, width), and ``views``, (batch, 2 * width)."""
     b = Builder()
-    _write_views(b, network, token_weight, products, layers, shift)
+    _write_views(b, network, token_weight, products, layers)
     return _model(b, {"pooled": (network.width,), "views": (2 * network.width,)})
 
 
@@ -130,13 +129,17 @@ def _write_views(
     token_weight: Weights,
     products: FloatProducts | None,
     layers: type[Layers] | None,
-    shift: Weights | None,
+    shift: Weights | None = None,
 ) -> str:
     """``pooled`` and ``views``, as :meth:`QueryEncoder.views` defines them; returns the mask in float32, (B, S)."""
     products = products or FloatProducts()
     visible = b("Cast", "attention_mask", to=TensorProto.FLOAT)  # (B, S)
-    write = _sums if network.layers else _sums_without_layers
-    summed, weighted = write(b, network, visible, token_weight, products, layers or Layers)
+    if network.layers:
+        rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
+        hidden = (layers or Layers)(b, network, visible, products).write(rows)
+        summed, weighted = _sums(b, rows, hidden, visible, token_weight)
+    else:
+        summed, weighted = _sums_without_layers(b, network, visible, token_weight, products)
     count = b("ReduceSum", visible, b.shape(-1), keepdims=1)  # (B, 1)
     divisor = b("Max", count, b.constant(1.0, np.float32))
     if shift is None:
@@ -149,17 +152,8 @@ def _write_views(
     return visible
 
 
-def _sums(
-    b: Builder,
-    network: Network,
-    visible: str,
-    token_weight: Weights,
-    products: FloatProducts,
-    layers: type[Layers],
-) -> tuple[str, str]:
+def _sums(b: Builder, rows: str, hidden: str, visible: str, token_weight: Weights) -> tuple[str, str]:
     """The tokens' last hidden states, summed, and the weighted sum of their rows, (B, width) each."""
-    rows = products.token_rows(b, "input_ids", network.table)  # (B, S, width)
-    hidden = layers(b, network, visible, products).write(rows)
     weight = b("Mul", b("Gather", b.weight("token_weight", token_weight), "input_ids"), visible)
     # Both rows for either product: a single one takes another kernel, whose sums depend on the padding.
     both = b("Concat", b("Unsqueeze", visible, b.shape(1)), b("Unsqueeze", weight, b.shape(1)), axis=1)  # (B, 2, S)
@@ -168,12 +162,7 @@ def _sums(
 
 
 def _sums_without_layers(
-    b: Builder,
-    network: Network,
-    visible: str,
-    token_weight: Weights,
-    products: FloatProducts,
-    layers: type[Layers],
+    b: Builder, network: Network, visible: str, token_weight: Weights, products: FloatProducts
 ) -> tuple[str, str]:
     """:func:`_sums` of a network without layers.
 
