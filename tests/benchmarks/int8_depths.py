@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import engines
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from record import note
 
 from arllm.export import authored, authored_int8, graphs, parity, targets
 from arllm.export.bundle import CALIBRATION
+from arllm.runtime.devices import cores
 from arllm.runtime.tokens import TextTokenizer, TokenSpec
 from arllm.train.backbones import Backbone, gemma3_270m
 from arllm.train.encoder import EncoderSpec, QueryEncoder
@@ -42,9 +43,7 @@ def untrained(backbone: Backbone, max_tokens: int) -> QueryEncoder:
 
 def pooled(path: Path, rows: Ids) -> NDArray[np.float32]:
     """The graph's ``pooled`` of every query, (N, width)."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = engines.session(path, cores())
     feeds = ({"input_ids": row[None], "attention_mask": np.ones_like(row)[None]} for row in rows)
     return np.concatenate([session.run(["pooled"], feed)[0] for feed in feeds])
 
